@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Raw DFDC videos to crops, landmarks, diffs and folds: the five preprocessing steps, one after the other.
+#   ./preprocess_data.sh DATA [--workers N]
+# DATA holds dfdc_train_part_0, dfdc_train_part_1, … Run it again after an interruption: what is there is skipped.
+set -euo pipefail
+if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
+    sed -n '2,4s/^# *//p' "$0"
+    exit $(($# < 1 ? 2 : 0))
+fi
+data=$(realpath -- "$1")
+shift
+cd -- "$(dirname -- "$0")"
+[[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
+for step in 01_detect_faces 02_extract_crops 03_extract_landmarks 04_make_diffs 05_make_folds; do
+    python -m "preprocessing.$step" --root-dir "$data" "$@"
+done

@@ -1,0 +1,70 @@
+"""Step 1: find the faces in every 10th frame of each REAL video.
+
+    python -m preprocessing.01_detect_faces --root-dir DATA
+
+Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
+Writes DATA/boxes/{video}.json = {"0": [[x1, y1, x2, y2], …], "10": null, …}: frame number to boxes in pixels of the
+       half-resolution frame, largest face first; null where none was found
+Method: the winner's: MTCNN with thresholds 0.85/0.95/0.95 on frames of half resolution. He examined every frame;
+       step 2 uses every 10th, so only those are examined here, with the same boxes.
+"""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from preprocessing.cli import run_main
+from preprocessing.dfdc import Video, boxes_file, read_dataset
+from preprocessing.faces import TRAINING_THRESHOLDS, add_device_option, half_size, load_detector
+from preprocessing.run import run_step, step_parser, whole_file
+from preprocessing.video import VideoError, read_frames
+
+FRAME_STEP = 10  # the winner's setting: crops come from frames 0, 10, 20, …
+BATCH = 32  # frames given to the detector at a time, the winner's setting; see FaceDetector on why it matters
+
+
+def detect_faces(video: Video, root: Path, device: str) -> list[str]:
+    """Write one video's boxes. Returns reasons for what was left out: none.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    detector = load_detector(TRAINING_THRESHOLDS, device)
+    boxes: dict[int, list | None] = {}
+    batch: dict[int, object] = {}
+
+    def flush() -> None:
+        for number, faces in zip(batch, detector(list(batch.values()))):
+            boxes[number] = faces.boxes.tolist() or None
+        batch.clear()
+
+    for number, frame in read_frames(video.path, range(0, sys.maxsize, FRAME_STEP)):
+        batch[number] = half_size(frame)
+        if len(batch) == BATCH:
+            flush()
+    flush()
+    if not boxes:
+        raise VideoError(f"{video.path}: no frame could be decoded")
+    with whole_file(boxes_file(root, video.name)) as temporary:
+        temporary.write_text(json.dumps(boxes))
+    return []
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = step_parser(__doc__)
+    add_device_option(parser)
+    options = parser.parse_args(argv)
+    dataset = read_dataset(options.root_dir)
+    return run_step(
+        partial(detect_faces, root=dataset.root, device=options.device),
+        dataset.reals,
+        lambda video: boxes_file(dataset.root, video.name),
+        options,
+        "1 detect faces",
+        dataset.troubles,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,79 @@
+"""Step 2: cut the faces out of every 10th frame of each video, REAL and FAKE, with the REAL video's boxes.
+
+    python -m preprocessing.02_extract_crops --root-dir DATA
+
+Reads  DATA/boxes/{original}.json from step 1, and the videos
+Writes DATA/crops/{video}/{frame}_{actor}.png, full resolution; actor 0 is the largest face in its frame
+Method: the winner's: boxes doubled and truncated to whole pixels, a third of the box added on each side, clipped to the
+       frame. He stopped after frame 310; here a video is read to its end.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from preprocessing.cli import UserError, run_main
+from preprocessing.crops import crop_face, write_image
+from preprocessing.dfdc import Video, boxes_file, crops_folder, read_dataset
+from preprocessing.run import run_step, step_parser, whole_folder
+from preprocessing.video import read_frames
+
+FRAME_STEP = 10  # boxes that the winner's own script made hold every frame; only these are cut
+
+
+def extract_crops(video: Video, root: Path) -> list[str]:
+    """Write one video's crops. Returns a reason for each box that lies outside its frame.
+
+    Raises:
+        UserError: there are no boxes for its original.
+        VideoError: the video cannot be read.
+    """
+    boxes = {number: found for number, found in read_boxes(root, video).items() if found and number % FRAME_STEP == 0}
+    seen, left_out = 0, []
+    with whole_folder(crops_folder(root, video.name)) as folder:
+        for number, frame in read_frames(video.path, sorted(boxes)):
+            seen += 1
+            for actor, box in enumerate(boxes[number]):
+                crop = crop_face(frame, box)
+                if crop.size:
+                    write_image(folder / f"{number}_{actor}.png", crop)
+                else:
+                    height, width = frame.shape[:2]
+                    left_out.append(f"frame {number}, face {actor}: outside the {width}x{height} frame, no crop")
+        if boxes and not seen:
+            raise UserError(f"{video.path}: none of the frames with a face could be decoded")
+    if seen < len(boxes):
+        left_out.append(f"only {seen} of the {len(boxes)} frames with a face could be decoded")
+    return left_out
+
+
+def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
+    """Frame number to boxes (x1, y1, x2, y2) in half-resolution pixels of the video's original.
+
+    Raises:
+        UserError: step 1 has made no boxes for it, or the file is damaged.
+    """
+    path = boxes_file(root, video.original)
+    try:
+        return {int(number): found for number, found in json.loads(path.read_text()).items()}
+    except OSError as error:
+        raise UserError(f"{video.path}: there is no {path}; see why step 1 failed on that video") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{video.path}: {path} is damaged; delete it and run step 1 again") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = step_parser(__doc__).parse_args(argv)
+    dataset = read_dataset(options.root_dir)
+    return run_step(
+        partial(extract_crops, root=dataset.root),
+        dataset.videos,
+        lambda video: crops_folder(dataset.root, video.name),
+        options,
+        "2 extract crops",
+        dataset.troubles,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,54 @@
+"""Step 3: find five facial landmarks in each crop of the REAL videos.
+
+    python -m preprocessing.03_extract_landmarks --root-dir DATA
+
+Reads  DATA/crops/{video}/*.png of the REAL videos, from step 2
+Writes DATA/landmarks/{video}/{frame}_{actor}.npy: int16 (5, 2), x and y in crop pixels: the two eyes, the nose, the two
+       corners of the mouth, left before right as the viewer sees them; no file where no face is found
+Method: the winner's: MTCNN with thresholds 0.65/0.75/0.75 on the whole crop, the largest face, rounded. A fake uses its
+       original's landmarks, because its crops are cut with the same boxes.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.cli import run_main
+from preprocessing.crops import read_image
+from preprocessing.dfdc import Video, crops_folder, landmarks_folder, read_dataset
+from preprocessing.faces import LANDMARK_THRESHOLDS, add_device_option, load_detector
+from preprocessing.run import run_step, step_parser, whole_folder
+
+
+def extract_landmarks(video: Video, root: Path, device: str) -> list[str]:
+    """Write one video's landmarks. Returns reasons for what was left out: none.
+
+    Raises:
+        UserError: a crop cannot be read.
+    """
+    detector = load_detector(LANDMARK_THRESHOLDS, device)
+    with whole_folder(landmarks_folder(root, video.name)) as folder:
+        for path in sorted(crops_folder(root, video.name).glob("*.png")):
+            faces = detector([read_image(path)])[0]
+            if len(faces):
+                np.save(folder / f"{path.stem}.npy", np.around(faces.landmarks[0]).astype(np.int16))
+    return []
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = step_parser(__doc__)
+    add_device_option(parser)
+    options = parser.parse_args(argv)
+    dataset = read_dataset(options.root_dir)
+    return run_step(
+        partial(extract_landmarks, root=dataset.root, device=options.device),
+        [video for video in dataset.reals if crops_folder(dataset.root, video.name).exists()],
+        lambda video: landmarks_folder(dataset.root, video.name),
+        options,
+        "3 extract landmarks",
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,71 @@
+"""Step 4: show where each fake crop differs from the real one.
+
+    python -m preprocessing.04_make_diffs --root-dir DATA
+
+Reads  DATA/crops/{fake}/*.png and DATA/crops/{original}/*.png from step 2
+Writes DATA/diffs/{fake}/{frame}_{actor}_diff.png: grey, 0 where the two are alike, 255 where nothing is
+Method: the winner's: 1 - SSIM (Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity",
+       2004) in a uniform window of 7 pixels for each colour channel, then grey.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from skimage.metrics import structural_similarity
+
+from preprocessing.cli import run_main
+from preprocessing.crops import read_image, write_image
+from preprocessing.dfdc import Video, crops_folder, diffs_folder, read_dataset
+from preprocessing.run import run_step, step_parser, whole_folder
+
+WINDOW = 7  # pixels; scikit-image's default, which the winner used
+
+
+def difference(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
+    """1 - SSIM of two crops (H, W, 3) uint8 RGB as grey levels (H, W) uint8. H and W are at least `WINDOW`."""
+    _, similarity = structural_similarity(real, fake, win_size=WINDOW, channel_axis=2, full=True)
+    # SSIM lies in -1..1; a negative one wraps around in the winner's uint8, and so it does here
+    return cv2.cvtColor(((1 - similarity) * 255).astype(np.int64).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+
+
+def make_diffs(video: Video, root: Path) -> list[str]:
+    """Write one fake's diffs. Returns a reason for each crop that cannot be compared.
+
+    Raises:
+        UserError: a crop cannot be read.
+    """
+    left_out = []
+    originals = crops_folder(root, video.original)
+    with whole_folder(diffs_folder(root, video.name)) as folder:
+        for path in sorted(crops_folder(root, video.name).glob("*.png")):
+            if not (originals / path.name).exists():
+                left_out.append(f"{path.name}: the original {video.original} has no such crop, no diff")
+                continue
+            fake, real = read_image(path), read_image(originals / path.name)
+            if fake.shape != real.shape or min(fake.shape[:2]) < WINDOW:
+                left_out.append(f"{path.name}: {_size(fake)} cannot be compared with the original's {_size(real)}")
+                continue
+            write_image(folder / f"{path.stem}_diff.png", difference(real, fake))
+    return left_out
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = step_parser(__doc__).parse_args(argv)
+    dataset = read_dataset(options.root_dir)
+    return run_step(
+        partial(make_diffs, root=dataset.root),
+        [video for video in dataset.fakes if crops_folder(dataset.root, video.name).exists()],
+        lambda video: diffs_folder(dataset.root, video.name),
+        options,
+        "4 make diffs",
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

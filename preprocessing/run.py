@@ -1,0 +1,173 @@
+"""One function over many videos: where it runs, progress, resume, failures.
+
+`map_videos` runs a plain function of one item in worker processes and gives the results as they come; `run_step` makes
+a numbered preprocessing step of it: what is on disk already is skipped, what went wrong is listed in DATA/failures.csv,
+and the exit status says whether too much did. Nothing else in the project starts worker processes for videos.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+from preprocessing.cli import UserError, make_parser, positive_int, share
+from preprocessing.dfdc import Trouble, Video
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_FAILURES = 0.02  # share of videos; DFDC itself has a few that no decoder reads
+SHOWN_TROUBLES = 5
+
+
+def step_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all numbered steps share."""
+    parser = make_parser(description)
+    parser.add_argument("--root-dir", type=Path, required=True, help="folder that holds dfdc_train_part_0, …")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="videos worked on at a time")
+    parser.add_argument(
+        "--max-failures", type=share, default=MAX_FAILURES,
+        help="share of videos that may fail before the exit status is 1, 0 to 1",
+    )  # fmt: skip
+    return parser
+
+
+def map_videos(
+    task: Callable[[Item], Result], items: Sequence[Item], workers: int, description: str
+) -> Iterator[tuple[Item, Result | None, Exception | None]]:
+    """Run `task` on each item, with a progress bar, and give (item, result, None) or (item, None, error) as they finish.
+
+    With one worker all happens in this process and in order. With more, `task` must be a module's function (or a
+    `functools.partial` of one): processes start by spawn, because a forked child of a process that has used PyTorch's
+    threads can deadlock. At most two items a worker are under way, so memory does not grow with their number.
+    """
+    run = _here if workers == 1 or len(items) < 2 else _in_processes
+    with tqdm(total=len(items), desc=description, unit="video", disable=not items) as bar:
+        for outcome in run(task, items, min(workers, len(items))):
+            bar.update()
+            yield outcome
+
+
+def run_step(
+    task: Callable[[Video], list[str]],
+    videos: Sequence[Video],
+    output: Callable[[Video], Path],
+    options: argparse.Namespace,
+    step: str,
+    troubles: Sequence[Trouble] = (),
+) -> int:
+    """Run one numbered step over the videos whose `output` is not there yet.
+
+    Args:
+        task: makes one video's output whole or not at all, and returns the reasons for what it had to leave out.
+        options: what `step_parser` parsed.
+        step: the step's name in the progress bar and in failures.csv.
+        troubles: what `read_dataset` left out; listed, but not counted as failures of this step.
+
+    Returns:
+        exit status: 0, or 1 where more than `--max-failures` of the videos failed.
+    """
+    missing = [video for video in videos if not output(video).exists()]
+    troubles, failed = list(troubles), 0
+    for video, left_out, error in map_videos(task, missing, options.workers, step):
+        if error is not None:
+            failed += 1
+            left_out = [describe(error, video.path)]
+        troubles += [Trouble(str(video.path), reason) for reason in left_out]
+    report = _write_troubles(options.root_dir / "failures.csv", step, troubles)
+    done = len(missing) - failed
+    print(f"{step}: {done} videos done, {len(videos) - len(missing)} were there, {failed} failed{report}")
+    return int(failed > options.max_failures * len(videos))
+
+
+def describe(error: Exception, path: Path) -> str:
+    """An error in one line, without the file's name, which stands beside it."""
+    text = str(error).removeprefix(f"{path}: ")
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    temporary.rename(folder)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield temporary
+    temporary.replace(path)
+
+
+def _here(task: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
+    for item in items:
+        try:
+            yield item, task(item), None
+        except Exception as error:  # the caller reports it: one bad video must not end the run
+            yield item, None, error
+
+
+def _in_processes(task: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    running: dict[Future, object] = {}
+    todo = iter(items)
+    try:
+        while True:
+            while len(running) < 2 * workers and (item := next(todo, None)) is not None:
+                running[pool.submit(task, item)] = item
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                item, error = running.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise UserError("a worker process was killed (out of memory?); try again with fewer --workers")
+                yield item, None if error else future.result(), error
+    except BaseException:
+        for process in list(pool._processes.values()):  # Ctrl-C: do not wait for the videos under way
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process hears Ctrl-C and ends the workers
+    cv2.setNumThreads(1)
+    if "torch" in sys.modules:  # one process for each core is parallel enough
+        sys.modules["torch"].set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _write_troubles(path: Path, step: str, troubles: Sequence[Trouble]) -> str:
+    """Replace this step's rows in failures.csv and say on stderr what is new."""
+    kept = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.reader(file) if row and row[0] not in (step, "step")]
+    rows = kept + [[step, trouble.file, trouble.reason] for trouble in troubles]
+    if rows or path.exists():
+        with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["step", "file", "reason"], *rows])
+    for trouble in troubles[:SHOWN_TROUBLES]:
+        print(f"{step}: {trouble.file}: {trouble.reason}", file=sys.stderr)
+    if len(troubles) > SHOWN_TROUBLES:
+        print(f"{step}: … and {len(troubles) - SHOWN_TROUBLES} more in {path}", file=sys.stderr)
+    return f"; {len(troubles)} troubles listed in {path}" if troubles else ""

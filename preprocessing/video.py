@@ -1,0 +1,111 @@
+"""The one video reader: chosen frames of a local file, in order, as RGB arrays.
+
+Reads any container and codec of the FFmpeg inside PyAV. The pixels equal those of OpenCV's `VideoCapture` bit for bit,
+which is what the winner's scripts used; `tests/test_video.py` compares the two.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from preprocessing.cli import UserError
+
+SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+
+
+class VideoError(UserError):
+    """A file that cannot be read as a video. The message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the container says: `frames` (counted packet by packet where the header is silent), frames per second."""
+
+    frames: int
+    fps: float
+
+
+def probe(path: Path) -> VideoInfo:
+    """The number of frames and the frame rate of a video, without decoding it.
+
+    Raises:
+        VideoError: the file is missing, is no video, or has no frames.
+    """
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        try:
+            frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: cannot count its frames ({_reason(error)})") from error
+    if frames < 1:
+        raise VideoError(f"{path}: the video holds no frames")
+    return VideoInfo(frames, fps)
+
+
+def read_frames(path: Path, indices: Sequence[int], threads: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode a video from its start and give the wanted frames.
+
+    Args:
+        indices: ascending frame numbers from 0; a `range` of any length will do, the end of the video ends it.
+        threads: decoding threads; 1 where a process works on each video, 0 lets FFmpeg choose.
+
+    Yields:
+        frame number, frame_HW3 uint8 RGB, turned upright where the container carries a rotation.
+        A damaged packet is passed over as OpenCV does, so fewer frames than asked for may come.
+
+    Raises:
+        VideoError: the file is missing or is no video.
+    """
+    if not len(indices):
+        return
+    last = indices[-1]
+    wanted = indices if isinstance(indices, range) else frozenset(indices)
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = threads
+        for number, frame in enumerate(_decode(container, stream)):
+            if number in wanted:
+                yield number, _upright_rgb(frame)
+            if number >= last:
+                return
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    if not Path(path).is_file():
+        raise VideoError(f"{path}: no such video file")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{path}: holds no video stream")
+    return container
+
+
+def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.InvalidDataError:
+            continue
+
+
+def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+    rgb = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # `rotation` is in degrees counter-clockwise, as np.rot90 turns
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
