@@ -1,0 +1,194 @@
+"""Synthetic actors: one public-domain portrait, mildly varied, moving before a made background.
+
+Reads  `skimage.data.astronaut()`, NASA's portrait of Eileen Collins (public domain), shipped inside scikit-image
+Gives  `Actor.texture`, a person as RGBA, and `Scene`, which places actors before a camera, frame by frame
+
+An actor differs from the next in the shape of the face, the colour of skin, hair and suit, the light and the side of the
+parting. A scene has its own background, camera shake and head movements. All is drawn from a seed.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+# Landmarks of the portrait, x and y in its pixels: eyes, nose, mouth corners (as MTCNN finds them), then the outline of
+# the part that a swap replaces: brows, cheeks, chin (placed by hand).
+EYES_NOSE_MOUTH = [(205, 102), (247, 104), (225, 129), (202, 139), (245, 142)]
+OUTLINE = [(186, 92), (225, 84), (265, 94), (266, 132), (250, 168), (225, 180), (203, 167), (184, 130)]
+LANDMARKS = np.array(EYES_NOSE_MOUTH + OUTLINE, np.float32)
+FACE_CENTRE = (225.0, 125.0)
+FACE_WIDTH = 87.0  # of MTCNN's box on the portrait, pixels
+
+FRAME_SIZE = (384, 288)  # width, height in pixels
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A person: texture_HW4 float32 RGBA (colours 0..255, alpha 0..1), landmarks_K2 in texture pixels."""
+
+    texture: np.ndarray
+    landmarks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an actor stands in a scene: centre in pixels, the face's width in pixels, and the phases of the movement."""
+
+    centre: tuple[float, float]
+    face_width: float
+    phases: np.ndarray
+
+
+def make_actor(seed: int) -> Actor:
+    """Draw an actor. The same seed gives the same actor."""
+    rng = np.random.default_rng([1, seed])
+    rgb, alpha, hair, suit = _portrait()
+    rgb = _recolour(rgb, hair, suit, rng)
+    rgb = rgb * _light(rgb.shape[:2], rng)[..., None]
+    offsets = _shape(rng)
+    texture = np.dstack([np.clip(rgb, 0, 255), alpha]).astype(np.float32)
+    height, width = alpha.shape
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
+    source = grid - _displacement(grid, offsets)
+    texture = cv2.remap(texture, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    landmarks = LANDMARKS + _displacement(LANDMARKS, offsets)
+    if rng.random() < 0.5:
+        texture = np.ascontiguousarray(texture[:, ::-1])
+        landmarks = np.stack([width - 1 - landmarks[:, 0], landmarks[:, 1]], axis=1)
+    return Actor(texture, landmarks.astype(np.float32))
+
+
+class Scene:
+    """A camera shot of one or two actors: a background, light, and movement, all drawn from a seed."""
+
+    def __init__(self, actors: list[Actor], seed: int):
+        self.actors = actors
+        self._rng = np.random.default_rng([2, seed])
+        self._background = _make_background(self._rng)
+        self._shake = self._rng.uniform(0, 2 * np.pi, 4)
+        self._gain = self._rng.uniform(0.9, 1.1)
+        self._noise = self._rng.uniform(0.5, 2.0)  # grey levels
+        self._placements = [self._place(number) for number in range(len(actors))]
+
+    def _place(self, number: int) -> Placement:
+        width, height = FRAME_SIZE
+        share = (number + 0.5) / len(self.actors)
+        centre = (width * share + self._rng.uniform(-15, 15), height * self._rng.uniform(0.38, 0.48))
+        face_width = self._rng.uniform(70, 88) if len(self.actors) == 1 else self._rng.uniform(58, 68)
+        return Placement(centre, face_width, self._rng.uniform(0, 2 * np.pi, 5))
+
+    def matrix(self, number: int, time: float) -> np.ndarray:
+        """The affine map (2, 3) from an actor's texture to the frame at `time` seconds."""
+        place, width = self._placements[number], self.actors[number].texture.shape[1]
+        sway = np.sin(np.array([1.1, 0.8, 1.7, 0.6, 1.3]) * time * 2 + place.phases)
+        shake = np.sin(np.array([2.3, 1.9]) * time + self._shake[:2])
+        scale = place.face_width / FACE_WIDTH * (1 + 0.03 * sway[0])
+        angle = np.deg2rad(6 * sway[1])
+        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        linear = linear @ np.array([[1 - 0.05 * abs(sway[2]), 0.04 * sway[3]], [0, 1]])  # a slight turn of the head
+        mirrored = self.actors[number].landmarks[0, 0] > self.actors[number].landmarks[1, 0]
+        face = np.array([width - 1 - FACE_CENTRE[0] if mirrored else FACE_CENTRE[0], FACE_CENTRE[1]])
+        centre = np.array(place.centre) + 6 * sway[3:] + 3 * shake
+        return np.column_stack([linear, centre - linear @ face]).astype(np.float32)
+
+    def landmarks(self, number: int, time: float) -> np.ndarray:
+        """An actor's landmarks (K, 2) in frame pixels."""
+        matrix = self.matrix(number, time)
+        return self.actors[number].landmarks @ matrix[:, :2].T + matrix[:, 2]
+
+    def draw(self, time: float) -> np.ndarray:
+        """The frame (H, W, 3) uint8 RGB at `time` seconds."""
+        drift = 3 * np.sin(np.array([2.3, 1.9]) * time + self._shake[:2])
+        shift = np.array([[1, 0, drift[0] - 10], [0, 1, drift[1] - 10]], np.float32)
+        frame = cv2.warpAffine(self._background, shift, FRAME_SIZE, borderMode=cv2.BORDER_REPLICATE)
+        for number, actor in enumerate(self.actors):
+            layer = cv2.warpAffine(actor.texture, self.matrix(number, time), FRAME_SIZE, flags=cv2.INTER_AREA)
+            frame += layer[..., 3:] * (layer[..., :3] - frame)
+        frame *= self._gain
+        # the camera's noise depends on the time alone, so that a fake carries its original's
+        noise = np.random.default_rng([3, int(self._shake[0] * 1e6), round(time * 1000)]).standard_normal(frame.shape, np.float32)
+        return np.clip(frame + self._noise * noise, 0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _portrait() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The portrait cut out: rgb_HW3 float32 0..255, and soft masks 0..1 of the person, the hair and the suit."""
+    import skimage.data
+
+    rgb = skimage.data.astronaut()
+    labels = np.full(rgb.shape[:2], cv2.GC_BGD, np.uint8)
+    cv2.ellipse(labels, (228, 110), (95, 105), 0, 0, 360, cv2.GC_PR_FGD, -1)
+    cv2.fillPoly(labels, [np.array([[0, 511], [30, 300], [110, 160], [310, 160], [370, 300], [511, 380], [511, 511]])], cv2.GC_PR_FGD)
+    for centre, axes, angle in [((225, 115), (38, 70), 0), ((228, 80), (65, 50), 0), ((210, 222), (92, 68), 10)]:
+        cv2.ellipse(labels, centre, axes, angle, 0, 360, cv2.GC_FGD, -1)  # face, hair, collar
+    cv2.fillPoly(labels, [np.array([[60, 511], [60, 330], [110, 280], [320, 280], [350, 340], [380, 511]])], cv2.GC_FGD)
+    cv2.setRNGSeed(0)
+    cv2.grabCut(rgb, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 6, cv2.GC_INIT_WITH_MASK)
+    person = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    _, components, stats, _ = cv2.connectedComponentsWithStats(person)
+    person = (components == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])).astype(np.float32)
+    hair, face = np.zeros_like(person), np.zeros_like(person)
+    cv2.ellipse(hair, (228, 85), (85, 75), 0, 0, 360, 1, -1)
+    cv2.ellipse(face, (225, 131), (45, 64), 0, 0, 360, 1, -1)
+    suit = np.zeros_like(person)
+    suit[190:] = 1
+    hair *= 1 - face
+    soft = [cv2.GaussianBlur(mask, (0, 0), sigma) for mask, sigma in ((person, 1.0), (hair, 4.0), (suit, 8.0))]
+    return rgb.astype(np.float32), *soft
+
+
+def _recolour(rgb: np.ndarray, hair: np.ndarray, suit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    lab = cv2.cvtColor(rgb / 255, cv2.COLOR_RGB2Lab)  # L 0..100, a and b about -100..100
+    skin = np.array([rng.uniform(0.82, 1.06), rng.uniform(-4, 4), rng.uniform(-5, 6)])
+    lab[..., 0] *= skin[0]
+    lab[..., 1:] += skin[1:]
+    lab[..., 0] *= 1 + hair * (rng.uniform(0.55, 1.15) - 1)
+    lab[..., 1:] += hair[..., None] * rng.uniform([-3, -12], [8, 8])
+    turn = rng.uniform(0, 2 * np.pi)  # the suit's hue
+    a, b = lab[..., 1].copy(), lab[..., 2].copy()
+    lab[..., 1] += suit * (np.cos(turn) * a - np.sin(turn) * b - a)
+    lab[..., 2] += suit * (np.sin(turn) * a + np.cos(turn) * b - b)
+    return cv2.cvtColor(lab.astype(np.float32), cv2.COLOR_Lab2RGB) * 255
+
+
+def _light(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
+    side = (np.cos(angle) * (x - FACE_CENTRE[0]) + np.sin(angle) * (y - FACE_CENTRE[1])) / FACE_WIDTH
+    return 1 + strength * np.tanh(side)
+
+
+def _shape(rng: np.random.Generator) -> list[tuple[tuple[float, float], float, np.ndarray]]:
+    """Bumps that move a part of the face: (centre, radius in pixels, offset in pixels)."""
+    apart, narrow, long = rng.uniform(-4, 4), rng.uniform(-5, 5), rng.uniform(-6, 6)
+    brow, nose, smile, width = rng.uniform(-3, 3), rng.uniform(-4, 4), rng.uniform(-3, 3), rng.uniform(-4, 4)
+    bumps = [
+        ((205, 102), 16, (-apart, 0)), ((247, 104), 16, (apart, 0)),
+        ((203, 90), 14, (0, brow)), ((248, 92), 14, (0, brow)),
+        ((225, 129), 14, (0, nose)),
+        ((202, 140), 14, (-width, smile)), ((245, 142), 14, (width, smile)),
+        ((186, 140), 26, (-narrow, 0)), ((264, 142), 26, (narrow, 0)),
+        ((225, 180), 30, (0, long)),
+    ]  # fmt: skip
+    return [(centre, radius, np.array(offset, np.float32)) for centre, radius, offset in bumps]
+
+
+def _displacement(points: np.ndarray, bumps: list) -> np.ndarray:
+    total = np.zeros_like(points, dtype=np.float32)
+    for centre, radius, offset in bumps:
+        distance = ((points - np.array(centre, np.float32)) ** 2).sum(axis=-1, keepdims=True)
+        total += np.exp(-distance / (2 * radius**2)) * offset
+    return total
+
+
+def _make_background(rng: np.random.Generator) -> np.ndarray:
+    """A soft texture of a few colours, (H + 20, W + 20, 3) float32."""
+    width, height = FRAME_SIZE
+    picture = np.zeros((height + 20, width + 20, 3), np.float32)
+    for cells in (2, 5, 12):
+        coarse = rng.uniform(0, 1, (cells, cells, 3)).astype(np.float32)
+        picture += cv2.resize(coarse, (width + 20, height + 20), interpolation=cv2.INTER_CUBIC) * (2 / cells)
+    base = rng.uniform(40, 170, 3)
+    return np.clip(base + 60 * (picture - picture.mean(axis=(0, 1))), 0, 255).astype(np.float32)
