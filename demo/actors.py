@@ -21,7 +21,8 @@ LANDMARKS = np.array(EYES_NOSE_MOUTH + OUTLINE, np.float32)
 FACE_CENTRE = (225.0, 125.0)
 FACE_WIDTH = 87.0  # of MTCNN's box on the portrait, pixels
 
-FRAME_SIZE = (384, 288)  # width, height in pixels
+FRAME_SIZE = (320, 240)  # width, height in pixels
+NOISE_ROOM = 64  # pixels that the noise is larger than a frame, so that each frame sees another part of it
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Placement:
     phases: np.ndarray
 
 
+@lru_cache(maxsize=8)
 def make_actor(seed: int) -> Actor:
     """Draw an actor. The same seed gives the same actor."""
     rng = np.random.default_rng([1, seed])
@@ -69,14 +71,16 @@ class Scene:
         self._background = _make_background(self._rng)
         self._shake = self._rng.uniform(0, 2 * np.pi, 4)
         self._gain = self._rng.uniform(0.9, 1.1)
-        self._noise = self._rng.uniform(0.5, 2.0)  # grey levels
+        width, height = FRAME_SIZE
+        noise = self._rng.standard_normal((height + NOISE_ROOM, width + NOISE_ROOM, 3), np.float32)
+        self._noise = noise * np.float32(self._rng.uniform(0.5, 2.0))  # grey levels
         self._placements = [self._place(number) for number in range(len(actors))]
 
     def _place(self, number: int) -> Placement:
         width, height = FRAME_SIZE
         share = (number + 0.5) / len(self.actors)
-        centre = (width * share + self._rng.uniform(-15, 15), height * self._rng.uniform(0.38, 0.48))
-        face_width = self._rng.uniform(70, 88) if len(self.actors) == 1 else self._rng.uniform(58, 68)
+        centre = (width * share + self._rng.uniform(-12, 12), height * self._rng.uniform(0.38, 0.48))
+        face_width = self._rng.uniform(58, 74) if len(self.actors) == 1 else self._rng.uniform(50, 57)
         return Placement(centre, face_width, self._rng.uniform(0, 2 * np.pi, 5))
 
     def matrix(self, number: int, time: float) -> np.ndarray:
@@ -107,9 +111,10 @@ class Scene:
             layer = cv2.warpAffine(actor.texture, self.matrix(number, time), FRAME_SIZE, flags=cv2.INTER_AREA)
             frame += layer[..., 3:] * (layer[..., :3] - frame)
         frame *= self._gain
-        # the camera's noise depends on the time alone, so that a fake carries its original's
-        noise = np.random.default_rng([3, int(self._shake[0] * 1e6), round(time * 1000)]).standard_normal(frame.shape, np.float32)
-        return np.clip(frame + self._noise * noise, 0, 255).astype(np.uint8)
+        # the camera's noise depends on the scene and the time alone, so that a fake carries its original's
+        left, top = np.random.default_rng(round(time * 1000)).integers(0, NOISE_ROOM, 2)
+        frame += self._noise[top : top + frame.shape[0], left : left + frame.shape[1]]
+        return np.clip(frame, 0, 255, out=frame).astype(np.uint8)
 
 
 @lru_cache(maxsize=1)
@@ -162,8 +167,8 @@ def _light(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 def _shape(rng: np.random.Generator) -> list[tuple[tuple[float, float], float, np.ndarray]]:
     """Bumps that move a part of the face: (centre, radius in pixels, offset in pixels)."""
-    apart, narrow, long = rng.uniform(-4, 4), rng.uniform(-5, 5), rng.uniform(-6, 6)
-    brow, nose, smile, width = rng.uniform(-3, 3), rng.uniform(-4, 4), rng.uniform(-3, 3), rng.uniform(-4, 4)
+    apart, narrow, long = rng.uniform(-4, 4), rng.uniform(-4, 4), rng.uniform(-4, 4)
+    brow, nose, smile, width = rng.uniform(-3, 3), rng.uniform(-3, 3), rng.uniform(-2, 2), rng.uniform(-3, 3)
     bumps = [
         ((205, 102), 16, (-apart, 0)), ((247, 104), 16, (apart, 0)),
         ((203, 90), 14, (0, brow)), ((248, 92), 14, (0, brow)),

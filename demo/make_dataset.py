@@ -69,7 +69,7 @@ def make_clip(clip: Clip) -> None:
     scene = Scene([make_actor(actor) for actor in clip.actors], clip.scene)
     swaps = [FaceSwap(make_actor(donor), clip.difficulty, clip.scene + donor) for donor in clip.donors]
     with whole_file(clip.path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "threads": "1"})
+        video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast", "threads": "1"})
         video.width, video.height = FRAME_SIZE
         video.pix_fmt = "yuv420p"
         sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")

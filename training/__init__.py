@@ -1,0 +1,1 @@
+"""Crops on disk to checkpoints. Reads from `preprocessing`, never from `inference`."""

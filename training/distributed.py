@@ -1,0 +1,67 @@
+"""Where training runs: one process, or one for each GPU (or CPU share) under torchrun. Only `training.train` asks here."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size` processes, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module, sync_batchnorm: bool) -> nn.Module:
+        """Put a model on this device and, with several processes, average its gradients over them.
+
+        Batch norm's statistics are shared between processes on GPUs only: PyTorch's SyncBatchNorm has no CPU version.
+        """
+        model = model.to(self.device)
+        if self.size == 1:
+            return model
+        on_gpu = self.device.type == "cuda"
+        if sync_batchnorm and on_gpu:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model, device_ids=[self.device.index] if on_gpu else None)
+
+    def gather(self, items: list) -> list:
+        """The items of all processes, in order of rank, on every process."""
+        if self.size == 1:
+            return items
+        everyone: list = [None] * self.size
+        dist.all_gather_object(everyone, items)
+        return [item for part in everyone for item in part]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str | None = None) -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone. `device`: cpu or cuda; the GPU where there is one if None."""
+    size, rank, local_rank = (int(os.environ.get(name, default)) for name, default in
+                              (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # fmt: skip
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size > 1:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, place)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,277 @@
+"""Train one network of the ensemble on one fold.
+
+    torchrun --nproc_per_node=4 -m training.train --config configs/b7.yaml --data-dir DATA --seed 111 --fold 0
+    python -m training.train …        the same in one process, on the GPU where there is one, else on the CPU
+
+Reads  DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs
+Writes weights/{prefix}DeepFakeClassifier_{encoder}_{fold}_{epoch} after each epoch, and …_last, from which an
+       interrupted run goes on by itself; logs/{run}/metrics.csv, args.yaml and TensorBoard's events
+Method: the winner's (configs/b7.yaml). What he took from apex is in PyTorch now: mixed precision (torch.amp), distributed
+       data parallel and synchronised batch norm. apex's FusedSGD serves where it is installed and asked for.
+"""
+
+import argparse
+import csv
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import torch
+import yaml
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from preprocessing.cli import UserError, make_parser, run_main
+from preprocessing.run import whole_file
+from training.checkpoint import load_checkpoint, run_name, save_checkpoint
+from training.config import Config, load_config
+from training.dataset import BalancedSampler, Crops, TrainingCrops, ValidationCrops, collate, read_crops, split_crops
+from training.distributed import World, join_world
+from training.losses import balanced_loss, video_losses
+from training.model import DeepFakeClassifier, Normalize
+from training.schedule import poly_learning_rate
+
+
+@dataclass
+class Trainer:
+    """What a training step works with. `model` may be wrapped for several processes; `network` is the model inside."""
+
+    config: Config
+    world: World
+    model: torch.nn.Module
+    network: DeepFakeClassifier
+    normalize: Normalize
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    @classmethod
+    def build(cls, config: Config, world: World, pretrained: str) -> "Trainer":
+        network = DeepFakeClassifier(config.encoder, pretrained, config.dropout, config.drop_path_rate)
+        model = world.wrap(network, config.sync_batchnorm)
+        network = model.module if hasattr(model, "module") else model
+        scaler = torch.amp.GradScaler(enabled=config.precision == "float16" and world.device.type == "cuda")
+        normalize = Normalize(config.input.mean, config.input.std).to(world.device)
+        return cls(config, world, model, network, normalize, _make_optimizer(config, network), scaler)
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N,) float32 of images (N, S, S, 3) uint8 RGB, in the configured precision on a GPU."""
+        images = self.normalize(images.to(self.world.device, non_blocking=True))
+        kind = self.world.device.type
+        precision = getattr(torch, self.config.precision)
+        with torch.autocast(kind, precision, enabled=kind == "cuda" and precision != torch.float32):
+            return self.model(images).float()
+
+    def step(self, batch: dict, iteration: int) -> tuple[float, float, float]:
+        """One optimizer step. Returns the loss over fakes and reals, over fakes, over reals."""
+        config = self.config
+        learning_rate = poly_learning_rate(iteration, config.learning_rate, config.poly_power, config.max_iterations)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        losses = balanced_loss(self.logits(batch["image"]), batch["label"].to(self.world.device))
+        if not math.isfinite(losses[0].item()):
+            raise UserError(
+                f"the loss is {losses[0].item()} at iteration {iteration}; lower learning_rate, or set precision to bfloat16"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(losses[0]).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_gradient_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return tuple(loss.item() for loss in losses)
+
+
+def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int) -> dict:
+    """One pass over `loader`. Returns this epoch's training columns of metrics.csv."""
+    trainer.model.train()
+    config, world = trainer.config, trainer.world
+    start, broken, sums = time.perf_counter(), 0, [0.0, 0.0, 0.0]
+    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=not world.is_main)
+    for number, batch in enumerate(bar):
+        losses = trainer.step(batch, epoch * config.batches_per_epoch + number)
+        sums = [total + loss for total, loss in zip(sums, losses)]
+        bar.set_postfix(loss=f"{sums[0] / (number + 1):.4f}", lr=f"{trainer.optimizer.param_groups[0]['lr']:.2e}")
+        for message in (message for messages in batch["broken"] for message in messages):
+            broken += 1
+            tqdm.write(f"another crop was taken in place of: {message}", file=sys.stderr)
+        if broken > config.max_broken_crops * config.batches_per_epoch * config.batch_size:
+            raise UserError(f"{broken} crops of epoch {epoch} cannot be read, more than max_broken_crops allows")
+    means = [sum(parts) / (len(loader) * world.size) for parts in zip(*_by_three(world.gather(sums)))]
+    images = len(loader) * config.batch_size * world.size
+    return {
+        "epoch": epoch,
+        "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+        **dict(zip(("train_loss", "train_fake_loss", "train_real_loss"), means)),
+        "broken_crops": sum(world.gather([broken])),
+        "images_per_second": round(images / (time.perf_counter() - start), 1),
+    }
+
+
+@torch.no_grad()
+def validate(trainer: Trainer, loader: DataLoader, crops: Crops) -> dict:
+    """Score every video of the fold. Returns the validation columns of metrics.csv."""
+    trainer.network.eval()
+    scores = []
+    for batch in tqdm(loader, desc="validate", unit="batch", disable=not trainer.world.is_main):
+        images = trainer.normalize(batch["image"].to(trainer.world.device))
+        probabilities = torch.sigmoid(trainer.network(images)).tolist()
+        scores += zip(crops.video[batch["row"]].tolist(), probabilities, batch["label"].tolist())
+    fake_loss, real_loss = video_losses(trainer.world.gather(scores))
+    return {"val_fake_loss": fake_loss, "val_real_loss": real_loss, "val_loss": (fake_loss + real_loss) / 2}
+
+
+def train(options: argparse.Namespace, config: Config, world: World) -> None:
+    """All epochs that are still to do."""
+    name = run_name(options.prefix or f"{options.seed}_", config.encoder, options.fold)
+    last, log = options.output_dir / f"{name}_last", options.logdir / name
+    torch.manual_seed(options.seed)
+    torch.backends.cudnn.benchmark = True
+    resumed = _find_resume(options, last, config, world)
+    trainer = Trainer.build(config, world, "none" if resumed else config.pretrained)
+    start, best = 0, math.inf
+    if resumed:
+        trainer.network.load_state_dict(resumed["state_dict"])
+        trainer.optimizer.load_state_dict(resumed["optimizer"])
+        trainer.scaler.load_state_dict(resumed["scaler"])
+        start, best = resumed["epoch"], resumed["bce_best"]
+    training, validation = split_crops(read_crops(options.data_dir), options.fold, config.validation_frame_step)
+    sampler = BalancedSampler(training.label, config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size)
+    train_loader = _make_loader(TrainingCrops(training, config), options.workers, config.batch_size, sampler)
+    mine = Subset(ValidationCrops(validation, config.input.size), range(world.rank, len(validation), world.size))
+    val_loader = _make_loader(mine, options.workers, 2 * config.batch_size)
+    if world.is_main:
+        _announce(name, config, world, training, validation, start)
+        _save_arguments(log, options, config)
+    for epoch in range(start, config.epochs):
+        sampler.epoch = epoch
+        torch.manual_seed(options.seed + 1000 * epoch + world.rank)  # of dropout and stochastic depth
+        row = train_epoch(trainer, train_loader, epoch)
+        row |= validate(trainer, val_loader, validation)
+        best = min(best, row["val_loss"])
+        if world.is_main:
+            entries = {"epoch": epoch + 1, "bce_best": best, "config": config.model_dump(), "seed": options.seed}
+            weights = trainer.network.state_dict()
+            save_checkpoint(options.output_dir / f"{name}_{epoch}", state_dict=weights, **entries)
+            _log(log, row)
+            state = {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
+            save_checkpoint(last, state_dict=weights, **state, **entries)
+            print(f"epoch {epoch}: validation loss {row['val_loss']:.4f} (fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}), best {best:.4f}")
+        world.barrier()
+
+
+def _make_optimizer(config: Config, network: torch.nn.Module) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    make = torch.optim.SGD
+    if config.optimizer == "apex_fused_sgd":
+        try:
+            from apex.optimizers import FusedSGD as make
+        except ImportError as error:
+            raise UserError(
+                "optimizer is apex_fused_sgd, but NVIDIA's apex is not installed: build it from source "
+                "(github.com/NVIDIA/apex; the package of that name in the registry is another project), or use sgd"
+            ) from error
+    return make(
+        parameters, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )  # fmt: skip
+
+
+def _make_loader(dataset: torch.utils.data.Dataset, workers: int, batch_size: int, sampler=None) -> DataLoader:
+    return DataLoader(
+        dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=sampler is not None,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=_start_loader_worker,
+        multiprocessing_context="spawn" if workers else None, persistent_workers=workers > 0,
+    )  # fmt: skip
+
+
+def _start_loader_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process hears Ctrl-C
+    cv2.setNumThreads(1)
+
+
+def _find_resume(options: argparse.Namespace, last: Path, config: Config, world: World) -> dict | None:
+    """The checkpoint to go on from, or None to begin."""
+    if options.resume == "none" or (options.resume == "auto" and not last.exists()):
+        return None
+    path = last if options.resume == "auto" else Path(options.resume)
+    checkpoint = load_checkpoint(path)
+    if not {"optimizer", "scaler", "config", "seed"} <= checkpoint.keys():
+        raise UserError(f"{path}: holds no optimizer; give a checkpoint whose name ends with _last")
+    before, now = checkpoint["config"] | {"seed": checkpoint["seed"]}, config.model_dump() | {"seed": options.seed}
+    changed = [key for key in now if before.get(key) != now[key] and key != "epochs"]
+    if changed:
+        raise UserError(
+            f"{path} was made with another {', '.join(changed)} ({before.get(changed[0])}, now {now[changed[0]]}); "
+            "go on with the same settings, give another --prefix, or begin anew with --resume none"
+        )
+    if world.is_main:
+        print(f"going on from {path}, after epoch {checkpoint['epoch'] - 1}")
+    return checkpoint
+
+
+def _announce(name: str, config: Config, world: World, training: Crops, validation: Crops, start: int) -> None:
+    kinds = [f"{(part.label == 0).sum()} real and {(part.label == 1).sum()} fake" for part in (training, validation)]
+    effective = world.size * config.batch_size
+    print(f"{name}: {config.encoder} at {config.input.size} px on {world.size} x {world.device.type}")
+    print(f"  {kinds[0]} crops to train on, {kinds[1]} to validate on")
+    print(f"  epochs {start} to {config.epochs - 1}, each {config.batches_per_epoch} batches of {effective} images = {world.size} processes x {config.batch_size}")
+
+
+def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> None:
+    arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    text = yaml.safe_dump({"options": arguments, "config": config.model_dump(mode="json"), "torch": torch.__version__}, sort_keys=False)
+    with whole_file(log / "args.yaml") as temporary:
+        temporary.write_text(text)
+
+
+def _log(log: Path, row: dict) -> None:
+    """Add an epoch to metrics.csv, in place of rows that an interrupted run left for it, and to TensorBoard's events."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    path, rows = log / "metrics.csv", []
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    with whole_file(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(row), restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+    with SummaryWriter(str(log)) as writer:
+        for key, value in row.items():
+            if key != "epoch":
+                writer.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
+
+
+def _by_three(values: list[float]) -> list[list[float]]:
+    return [values[start : start + 3] for start in range(0, len(values), 3)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    parser = make_parser(__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="configs/b7.yaml is the winner's")
+    parser.add_argument("--data-dir", type=Path, required=True, help="the folder that preprocess_data.sh worked on")
+    parser.add_argument("--output-dir", type=Path, default=Path("weights"), help="for checkpoints")
+    parser.add_argument("--logdir", type=Path, default=Path("logs"), help="for metrics.csv, args.yaml and TensorBoard")
+    parser.add_argument("--fold", type=int, default=0, choices=range(16), metavar="0..15", help="kept for validation")
+    parser.add_argument("--seed", type=int, default=111, help="of weights, sampling and augmentation")
+    parser.add_argument("--prefix", default="", help="of the checkpoints' names; SEED_ if not given")
+    parser.add_argument("--resume", default="auto", help="auto: go on from …_last if it is there; none; or a file")
+    parser.add_argument("--workers", type=int, default=min(6, max(1, (os.cpu_count() or 1) // processes)),
+                        help="loader processes for each training process")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="the GPU where there is one if not given")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the config file")
+    options = parser.parse_args(argv)
+    config = load_config(options.config, options.set)
+    with join_world(options.device) as world:
+        train(options, config, world)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
