@@ -5,7 +5,7 @@ et al., "The DeepFake Detection Challenge Dataset", 2020). The difficulty, 0 to 
 
 | trace                          | difficulty 0 | difficulty 1 |
 |--------------------------------|--------------|--------------|
-| width of the swapped face      | 28 pixels    | 92 pixels (about its own) |
+| width of the swapped face      | 12 pixels    | 72 pixels (about its own) |
 | share of the colour difference that remains | 0.6 | 0  |
 | jitter of the landmarks        | 2 pixels     | 0.2 pixels   |
 | softness of the mask's edge    | 2 % of the face's width | 12 % |
@@ -27,7 +27,7 @@ class FaceSwap:
         left, top = donor.landmarks.min(axis=0) - 12
         right, bottom = donor.landmarks.max(axis=0) + 12
         # a learned swap paints at a fixed small size; so does this one
-        resolution = (28 + 64 * difficulty) / (right - left)
+        resolution = (12 + 60 * difficulty) / (right - left)
         size = (round((right - left) * resolution), round((bottom - top) * resolution))
         to_patch = np.array([[resolution, 0, -left * resolution], [0, resolution, -top * resolution]], np.float32)
         shrunk = cv2.resize(

@@ -34,7 +34,7 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         VideoError: the file is missing, is no video, or has no frames.
     """
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         try:
@@ -64,17 +64,22 @@ def read_frames(path: Path, indices: Sequence[int], threads: int = 1) -> Iterato
         return
     last = indices[-1]
     wanted = indices if isinstance(indices, range) else frozenset(indices)
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = threads
-        for number, frame in enumerate(_decode(container, stream)):
+        for number, frame in enumerate(decode(container, stream)):
             if number in wanted:
                 yield number, _upright_rgb(frame)
             if number >= last:
                 return
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def open_video(path: Path) -> av.container.InputContainer:
+    """Open a local file that holds a video stream. Close it, or use it in a `with` block.
+
+    Raises:
+        VideoError: the file is missing, is no video or holds sound only.
+    """
     if not Path(path).is_file():
         raise VideoError(f"{path}: no such video file")
     try:
@@ -87,7 +92,8 @@ def _open(path: Path) -> av.container.InputContainer:
     return container
 
 
-def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """All frames in order. A damaged packet is passed over, as OpenCV does."""
     packets = container.demux(stream)
     while True:
         try:

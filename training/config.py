@@ -64,7 +64,7 @@ class Config(BaseModel):
     landmark_cutout: float = Field(0.7, ge=0, le=1, description="probability")
     hull_cutout: float = Field(0.2, ge=0, le=1, description="probability, where no landmark was cut out")
     half_cutout: float = Field(0.1, ge=0, le=1, description="probability, where neither was")
-    augment: bool = True
+    augmented: float = Field(1.0, ge=0, le=1, description="share of the training crops that the augmentations are applied to")
     validation_frame_step: int = Field(20, ge=1, description="validate on frames 0, n, 2n, …")
     max_broken_crops: float = Field(0.01, ge=0, le=1, description="share of an epoch's crops that may be unreadable")
 

@@ -142,7 +142,7 @@ class TrainingCrops(Dataset):
                 row = int(rng.choice(same_kind))
         else:
             raise UserError(f"{REPLACEMENTS} crops in a row cannot be read, the last: {broken[-1]}")
-        if self.config.augment:
+        if rng.random() < self.config.augmented:
             self._transform = self._transform or TrainingTransform(self.config.input.size)
             image = self._transform(image, rng.getrandbits(32))
         else:

@@ -132,6 +132,10 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     resumed = _find_resume(options, last, config, world)
+    if resumed and resumed["epoch"] >= config.epochs:
+        if world.is_main:
+            print(f"{last}: all {config.epochs} epochs are done")
+        return
     trainer = Trainer.build(config, world, "none" if resumed else config.pretrained)
     start, best = 0, math.inf
     if resumed:
@@ -209,14 +213,14 @@ def _find_resume(options: argparse.Namespace, last: Path, config: Config, world:
             f"{path} was made with another {', '.join(changed)} ({before.get(changed[0])}, now {now[changed[0]]}); "
             "go on with the same settings, give another --prefix, or begin anew with --resume none"
         )
-    if world.is_main:
-        print(f"going on from {path}, after epoch {checkpoint['epoch'] - 1}")
     return checkpoint
 
 
 def _announce(name: str, config: Config, world: World, training: Crops, validation: Crops, start: int) -> None:
     kinds = [f"{(part.label == 0).sum()} real and {(part.label == 1).sum()} fake" for part in (training, validation)]
     effective = world.size * config.batch_size
+    if start:
+        print(f"going on after epoch {start - 1}")
     print(f"{name}: {config.encoder} at {config.input.size} px on {world.size} x {world.device.type}")
     print(f"  {kinds[0]} crops to train on, {kinds[1]} to validate on")
     print(f"  epochs {start} to {config.epochs - 1}, each {config.batches_per_epoch} batches of {effective} images = {world.size} processes x {config.batch_size}")
@@ -224,7 +228,7 @@ def _announce(name: str, config: Config, world: World, training: Crops, validati
 
 def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> None:
     arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    text = yaml.safe_dump({"options": arguments, "config": config.model_dump(mode="json"), "torch": torch.__version__}, sort_keys=False)
+    text = yaml.safe_dump({"options": arguments, "config": config.model_dump(mode="json"), "torch": str(torch.__version__)}, sort_keys=False)
     with whole_file(log / "args.yaml") as temporary:
         temporary.write_text(text)
 

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The whole pipeline on made data: data, preprocessing, training of two networks, prediction, score.
+#   make demo
+# All it makes is below demo/out; delete that folder to begin anew. What exists is kept.
+set -euo pipefail
+cd -- "$(dirname -- "$0")/.."
+[[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
+out=demo/out
+
+python -m demo.make_dataset --output-dir "$out/data"
+./preprocess_data.sh "$out/data"
+SEEDS="111 555" CONFIG=configs/demo.yaml COUNT=2 AFTER_EPOCH=0 WEIGHTS_DIR="$out/weights" LOGDIR="$out/logs" \
+    ./train.sh "$out/data" 1
+if [[ $out/submission.csv -nt $out/data/folds.csv && $out/submission.csv -nt $out/logs/selection.png ]]; then
+    echo "$out/submission.csv is there"
+else
+    models=()
+    for path in "$out"/weights/final_*; do
+        models+=("$(basename "$path")")
+    done
+    WEIGHTS_DIR="$out/weights" ./predict_submission.sh "$out/data/test_videos" "$out/submission.csv" --models "${models[@]}"
+fi
+echo
+echo "$PWD/$out/submission.csv"
+head -n 6 "$out/submission.csv"
+python -m inference.score --submission "$out/submission.csv" --labels "$out/data/test_videos/labels.csv"

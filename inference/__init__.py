@@ -1,0 +1,1 @@
+"""Videos and checkpoints to a submission. Reads from `training` and `preprocessing`; nothing reads from here."""

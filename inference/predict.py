@@ -1,0 +1,123 @@
+"""Predict a folder of videos with an ensemble of checkpoints.
+
+    python -m inference.predict --test-dir VIDEOS --output submission.csv --weights-dir weights --models A B …
+
+Reads  the videos in --test-dir (or one video file), the checkpoints WEIGHTS_DIR/MODEL
+Writes the submission, filename,label with label = probability of FAKE; beside it submission.report.csv, which says why a
+       video has 0.5 or was read only in part; --faces-csv FILE with every face's score
+Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolution, crops centred on black, each network
+       on all faces, his confidence rule for each network, the mean over networks.
+"""
+
+import argparse
+import csv
+import os
+from functools import partial
+from pathlib import Path
+
+from inference.aggregate import NO_ANSWER, ensemble_label
+from inference.pipeline import Ensemble, VideoFaces, extract_faces
+from inference.submission import Journal, report_path, write_faces, write_submission
+from preprocessing.cli import UserError, make_parser, positive_int, run_main
+from preprocessing.faces import add_device_option
+from preprocessing.run import describe, map_videos
+from preprocessing.video import SUFFIXES
+
+MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
+
+
+def find_videos(test_dir: Path) -> list[Path]:
+    """The videos of a folder, sorted by name, or the one file given.
+
+    Raises:
+        UserError: there is nothing there to predict.
+    """
+    if test_dir.is_file():
+        return [test_dir]
+    if not test_dir.is_dir():
+        raise UserError(f"{test_dir}: no such folder or video")
+    videos = sorted(path for path in test_dir.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not videos:
+        raise UserError(f"{test_dir}: holds no video ({', '.join(SUFFIXES)})")
+    return videos
+
+
+def find_weights(weights_dir: Path, models: list[str]) -> list[Path]:
+    """The checkpoints' paths.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    paths = [weights_dir / model for model in models]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(
+            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(paths)} are missing); weights/download.sh gets the "
+            "published ones, train.sh makes your own"
+        )
+    return paths
+
+
+def published_models() -> list[str]:
+    """The names of the winner's seven checkpoints."""
+    with open(MANIFEST, newline="") as file:
+        return [row["name"] for row in csv.DictReader(file)]
+
+
+def make_entry(path: Path, ensemble: Ensemble, faces: VideoFaces) -> dict:
+    """A video's line in the journal."""
+    by_model = ensemble(faces)
+    return {
+        "filename": path.name,
+        "label": ensemble_label(by_model),
+        "trouble": faces.trouble,
+        "frames": faces.frames,
+        "times": faces.times,
+        "boxes": faces.boxes,
+        "probabilities": {name: scores.tolist() for name, scores in zip(ensemble.names, by_model)},
+    }
+
+
+def predict(options: argparse.Namespace) -> dict[str, dict]:
+    """Predict every video and write the tables. Returns the journal's entries by file name."""
+    videos = find_videos(options.test_dir)
+    weights = find_weights(options.weights_dir, options.models or published_models())
+    ensemble = Ensemble(weights, options.device)
+    stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in weights}
+    journal = Journal(options.output, {"test_dir": str(options.test_dir.resolve()), "weights": stamps})
+    todo = [path for path in videos if path.name not in journal.entries]
+    if len(todo) < len(videos):
+        print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
+    task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device)
+    for path, faces, error in map_videos(task, todo, options.workers, "predict"):
+        if error is not None:
+            faces = VideoFaces(trouble=describe(error, path))
+        journal.add(make_entry(path, ensemble, faces))
+    entries = {path.name: journal.entries[path.name] for path in videos}
+    write_submission(options.output, entries)
+    if options.faces_csv:
+        write_faces(options.faces_csv, entries)
+    journal.finish()
+    return entries
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--test-dir", type=Path, required=True, help="folder of videos, or one video")
+    parser.add_argument("--output", type=Path, required=True, help="the submission's CSV")
+    parser.add_argument("--weights-dir", type=Path, default=Path("weights"), help="folder of the checkpoints")
+    parser.add_argument("--models", nargs="+", help="checkpoints in it; the winner's seven if not given")
+    parser.add_argument("--faces-csv", type=Path, help="write every face's score to this file")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="videos decoded at a time")
+    add_device_option(parser)
+    options = parser.parse_args(argv)
+    entries = predict(options)
+    troubled = sum(bool(entry["trouble"]) for entry in entries.values())
+    unanswered = sum(not entry["frames"] for entry in entries.values())
+    print(f"{options.output}: {len(entries)} videos, {unanswered} of them without an answer ({NO_ANSWER})")
+    if troubled:
+        print(f"{report_path(options.output)}: why, for these and {troubled - unanswered} others")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,91 @@
+"""What a prediction run keeps and writes.
+
+`Journal` is the run's memory: CSV.partial.jsonl, one line for each finished video with every face's score. A run that was
+interrupted goes on from it; the tables are views of it, and when they are whole it is deleted.
+
+Writes submission.csv                filename,label       label = probability of FAKE, sorted by name
+       submission.report.csv         filename,faces,trouble   only videos with a trouble
+       --faces-csv FILE              video,frame,time,x1,y1,x2,y2,model,probability
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from preprocessing.cli import UserError
+from preprocessing.run import whole_file
+
+
+class Journal:
+    """Finished videos, on disk as they come. `identity` describes the run; a journal of another run is not continued."""
+
+    def __init__(self, output: Path, identity: dict):
+        self.path = output.with_name(f"{output.name}.partial.jsonl")
+        self.entries: dict[str, dict] = {}
+        lines = _whole_lines(self.path)
+        if lines and lines[0] == identity:
+            self.entries = {entry["filename"]: entry for entry in lines[1:]}
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in [identity, *self.entries.values()]))
+            self._file = open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{output.parent}: cannot be written to ({error.strerror})") from error
+
+    def add(self, entry: dict) -> None:
+        """Keep one video's answer: filename, label, trouble, frames, times, boxes, probabilities by model."""
+        self.entries[entry["filename"]] = entry
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+    def finish(self) -> None:
+        """All tables are written: forget the run."""
+        self._file.close()
+        self.path.unlink()
+
+
+def report_path(output: Path) -> Path:
+    """submission.csv → submission.report.csv"""
+    return output.with_name(f"{output.stem}.report.csv")
+
+
+def write_submission(output: Path, entries: dict[str, dict]) -> None:
+    """The submission and its report."""
+    ordered = [entries[name] for name in sorted(entries)]
+    _write(output, ["filename", "label"], ([entry["filename"], entry["label"]] for entry in ordered))
+    troubled = ([entry["filename"], len(entry["frames"]), entry["trouble"]] for entry in ordered if entry["trouble"])
+    _write(report_path(output), ["filename", "faces", "trouble"], troubled)
+
+
+def write_faces(output: Path, entries: dict[str, dict]) -> None:
+    """Every face's score by every network. Time in seconds, box in whole full-resolution pixels without the margin."""
+    _write(output, ["video", "frame", "time", "x1", "y1", "x2", "y2", "model", "probability"], _face_rows(entries))
+
+
+def _face_rows(entries: dict[str, dict]) -> Iterator[list]:
+    for name in sorted(entries):
+        entry = entries[name]
+        for place, (frame, time, box) in enumerate(zip(entry["frames"], entry["times"], entry["boxes"])):
+            for model, probabilities in entry["probabilities"].items():
+                yield [name, frame, round(time, 3), *box, model, probabilities[place]]
+
+
+def _write(path: Path, header: list[str], rows) -> None:
+    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    """The journal's lines; a last one that was cut short by the interruption is dropped."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Predict a folder of videos with the winner's seven published networks.
+#   ./predict_submission.sh TEST_DIR submission.csv [options of inference.predict, such as --models A B]
+# Get the networks first: weights/download.sh. WEIGHTS_DIR=FOLDER takes them from another folder.
+set -euo pipefail
+if [[ $# -lt 2 || $1 == -h || $1 == --help ]]; then
+    sed -n '2,4s/^# *//p' "$0"
+    exit $(($# < 1 ? 2 : 0))
+fi
+videos=$(realpath -- "$1")
+output=$(realpath -m -- "$2")
+shift 2
+cd -- "$(dirname -- "$0")"
+[[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
+python -m inference.predict --test-dir "$videos" --output "$output" --weights-dir "${WEIGHTS_DIR:-weights}" "$@"

@@ -1,0 +1,59 @@
+"""Fixtures that several files of tests use, and the order: fast tests first."""
+
+import os
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from tests.media import write_dfdc
+from training.checkpoint import save_checkpoint
+from training.config import Config
+from training.model import DeepFakeClassifier
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def portrait() -> np.ndarray:
+    """A real portrait in the public domain, (512, 512, 3) uint8 RGB, one face."""
+    return skimage.data.astronaut()
+
+
+@pytest.fixture(scope="session")
+def dfdc(tmp_path_factory) -> Path:
+    """A small DFDC folder, not preprocessed. Copy it to change it."""
+    return write_dfdc(tmp_path_factory.mktemp("dfdc"))
+
+
+@pytest.fixture(scope="session")
+def preprocessed(dfdc, tmp_path_factory) -> Path:
+    """The same after steps 1 to 5. Copy it to change it."""
+    import importlib
+    import shutil
+
+    root = tmp_path_factory.mktemp("preprocessed") / "data"
+    shutil.copytree(dfdc, root)
+    for step in ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds"):
+        options = ["--device", "cpu"] if step[:2] in ("01", "03") else []
+        assert importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "1", *options]) == 0
+    return root
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Path:
+    """A folder with two small untrained B0 checkpoints, `one` and `two`, of different input sizes."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for seed, (name, size) in enumerate((("one", 64), ("two", 96))):
+        torch.manual_seed(seed)
+        config = Config(encoder="tf_efficientnet_b0.ns_jft_in1k", pretrained="none", input={"size": size})
+        model = DeepFakeClassifier(config.encoder)
+        model.fc.weight.data *= 30  # so that the answers spread over 0..1
+        save_checkpoint(folder / name, epoch=1, state_dict=model.state_dict(), bce_best=0.5, config=config.model_dump())
+    return folder

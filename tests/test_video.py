@@ -1,0 +1,69 @@
+import cv2
+import numpy as np
+import pytest
+
+from preprocessing.video import VideoError, probe, read_frames
+from tests.media import random_frames, write_sound, write_video
+
+
+def opencv_frames(path):
+    """The slow way: every frame through OpenCV, as RGB."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (got := capture.read())[0]:
+        frames.append(cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB))
+    return frames
+
+
+@pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.mov", "mjpeg")])
+def test_pixels_equal_opencv(tmp_path, name, codec):
+    path = write_video(tmp_path / name, random_frames(12), codec)
+    expected = opencv_frames(path)
+    frames = dict(read_frames(path, range(0, 10**9)))
+    assert list(frames) == list(range(12)) and len(expected) == 12
+    for number, frame in frames.items():
+        np.testing.assert_array_equal(frame, expected[number])
+
+
+def test_chosen_frames_are_those_of_the_whole_video(tmp_path):
+    path = write_video(tmp_path / "b-frames.mp4", random_frames(30), bf="3")
+    everything = dict(read_frames(path, range(30)))
+    chosen = dict(read_frames(path, [0, 7, 8, 29, 45]))
+    assert list(chosen) == [0, 7, 8, 29]
+    for number, frame in chosen.items():
+        np.testing.assert_array_equal(frame, everything[number])
+    assert list(dict(read_frames(path, range(0, 10**9, 10)))) == [0, 10, 20]
+    assert list(read_frames(path, [])) == []
+
+
+def test_frames_are_counted_where_the_header_is_silent(tmp_path):
+    assert probe(write_video(tmp_path / "a.mkv", random_frames(17))).frames == 17
+    info = probe(write_video(tmp_path / "a.mp4", random_frames(17), rate=10))
+    assert (info.frames, info.fps) == (17, 10.0)
+
+
+@pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
+def test_rotated_video_comes_upright_as_in_opencv(tmp_path, matrix):
+    path = write_video(tmp_path / "a.mp4", random_frames(3))
+    data = path.read_bytes()
+    # the track header's display matrix: identity in 16.16 fixed point, and 2.30 for the last number
+    identity = b"".join(int(v).to_bytes(4, "big") for v in (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30))
+    place = data.rindex(identity)  # the first one is the movie header's
+    a, b, c, d = (v * 65536 for v in matrix)
+    turned = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    path.write_bytes(data[:place] + turned + data[place + len(identity) :])
+    expected = opencv_frames(path)
+    frames = [frame for _, frame in read_frames(path, range(3))]
+    assert frames[0].shape == expected[0].shape
+    np.testing.assert_array_equal(np.stack(frames), np.stack(expected))
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / "text.mp4").write_text("not a video at all")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    write_sound(tmp_path / "sound.mp4")
+    for name in ("text.mp4", "empty.mp4", "folder.mp4", "sound.mp4", "none.mp4"):
+        with pytest.raises(VideoError, match=name):
+            probe(tmp_path / name)
+        with pytest.raises(VideoError, match=name):
+            list(read_frames(tmp_path / name, [0]))
