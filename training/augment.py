@@ -39,9 +39,10 @@ def _compose(size: int):
     def resize(down: int, up: int):
         return A.Lambda(image=partial(resize_longest_side, size=size, down=down, up=up), p=1)
 
-    # 1.0.0 drew the variance evenly from 10..50 grey levels squared; 2.0.8 draws the deviation, as a share of 255.
-    # Eight narrow ranges, one drawn evenly, give the former.
-    deviations = [(math.sqrt(v) / 255, math.sqrt(v + 5) / 255) for v in range(10, 50, 5)]
+    # 1.0.0 drew the variance evenly from 10..50 grey levels squared; 2.0.8 draws the deviation, as a share of 255, and
+    # then loses 0.38 grey levels of it by cutting the noise to whole levels toward zero (measured). Eight narrow ranges,
+    # one drawn evenly, give the former.
+    deviations = [((math.sqrt(v) + 0.38) / 255, (math.sqrt(v + 5) + 0.38) / 255) for v in range(10, 50, 5)]
     # 1.0.0 left sigma to OpenCV, whose 3-pixel kernel is (1, 2, 1) / 4; this sigma gives that kernel
     sigma = 1 / math.sqrt(2 * math.log(2))
     return A.Compose(

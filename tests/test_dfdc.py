@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from preprocessing.cli import UserError
+from preprocessing.dfdc import read_dataset
+
+
+def write_part(root, part, entries, files=None):
+    folder = root / f"dfdc_train_part_{part}"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = entries if isinstance(entries, str) else json.dumps(entries)
+    (folder / "metadata.json").write_text(text)
+    for name in entries if files is None else files:
+        (folder / name).touch()
+    return folder
+
+
+GOOD = {"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}}
+
+
+def test_a_good_folder(tmp_path):
+    write_part(tmp_path, 7, GOOD)
+    write_part(tmp_path, 10, {"c.mp4": {"label": "FAKE", "original": "a.mp4"}})
+    dataset = read_dataset(tmp_path)
+    found = [(video.name, video.part, video.is_fake, video.original) for video in dataset.videos]
+    assert found == [("a", 7, False, "a"), ("b", 7, True, "a"), ("c", 10, True, "a")]
+    assert not dataset.troubles
+
+
+@pytest.mark.parametrize("entries, files, words", [
+    ("{not json", [], ["metadata.json", "not JSON"]),
+    ("[1, 2]", [], ["metadata.json", "must map each file name"]),
+    ({"x.mp4": {"split": "train"}}, None, ["metadata.json", "'x.mp4'", "label None", "REAL or FAKE"]),
+    ({"x.mp4": {"label": "FALSE"}}, None, ["'FALSE'"]),
+    ({"x.mp4": {"label": "FAKE", "original": "gone.mp4"}}, None, ["x.mp4", "original gone", "add the part"]),
+    ({"x.mp4": {"label": "FAKE"}}, None, ["x.mp4", 'no "original"']),
+    ({"x.mp4": {"label": "FAKE", "original": "b.mp4"}}, None, ["x.mp4", "itself a FAKE"]),
+    ({"x.mp4": {"label": "REAL"}}, [], ["x.mp4", "no such file"]),
+    ({"../x.mp4": {"label": "REAL"}}, [], ["'../x.mp4'", "plain file name"]),
+    ({"x.mp4": {"label": "FAKE", "original": "/etc/a.mp4"}}, None, ["'/etc/a.mp4'", "plain file name"]),
+    ({"a.mp4": {"label": "REAL"}}, None, ["a.mp4", "taken by"]),
+])  # fmt: skip
+def test_a_bad_entry_is_named_and_the_rest_is_kept(tmp_path, entries, files, words):
+    write_part(tmp_path, 0, GOOD)
+    write_part(tmp_path, 1, entries, files)
+    dataset = read_dataset(tmp_path)
+    assert [video.name for video in dataset.videos] == ["a", "b"]
+    (trouble,) = dataset.troubles
+    for word in words:
+        assert word in f"{trouble.file}: {trouble.reason}"
+
+
+def test_nothing_to_work_on_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        read_dataset(tmp_path / "none")
+    with pytest.raises(UserError, match="no folder named dfdc_train_part_N"):
+        read_dataset(tmp_path)
+    write_part(tmp_path, 0, {"x.mp4": {"label": "?"}})
+    with pytest.raises(UserError, match="no usable video.*\n.*'x.mp4'"):
+        read_dataset(tmp_path)
