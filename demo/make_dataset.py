@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import av
@@ -128,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fakes", type=positive_int, default=2, help="fake videos of each real one")
     parser.add_argument("--frames", type=positive_int, default=80, help=f"of each video, {FRAMES_PER_SECOND} a second")
     parser.add_argument(
-        "--difficulty", type=share, nargs=2, default=(0.0, 0.5), metavar=("MIN", "MAX"),
+        "--difficulty", type=share, nargs=2, default=(0.0, 0.7), metavar=("MIN", "MAX"),
         help="how hard the fakes are to see, each drawn between these: 0 is plain, 1 is hard (demo/face_swap.py)",
     )  # fmt: skip
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="videos made at a time")
@@ -141,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     folders[options.output_dir / "test_videos"] = np.arange(options.test_actors) + 1000
     plans = {folder: plan_folder(folder, actors.tolist(), options) for folder, actors in folders.items()}
     missing = [clip for clips in plans.values() for clip in clips if not clip.path.exists()]
-    for _, _, error in map_videos(partial(make_clip), missing, options.workers, "make demo videos"):
+    for _, _, error in map_videos(make_clip, missing, options.workers, "make demo videos"):
         if error is not None:
             raise error
     for folder, clips in plans.items():

@@ -11,14 +11,11 @@ python -m demo.make_dataset --output-dir "$out/data"
 ./preprocess_data.sh "$out/data"
 SEEDS="111 555" CONFIG=configs/demo.yaml COUNT=2 AFTER_EPOCH=0 WEIGHTS_DIR="$out/weights" LOGDIR="$out/logs" \
     ./train.sh "$out/data" 1
-if [[ $out/submission.csv -nt $out/data/folds.csv && $out/submission.csv -nt $out/logs/selection.png ]]; then
+weights=("$out"/weights/final_*)
+if [[ -f $out/submission.csv && -z $(find "${weights[@]}" "$out"/data/test_videos/*.mp4 -newer "$out/submission.csv") ]]; then
     echo "$out/submission.csv is there"
 else
-    models=()
-    for path in "$out"/weights/final_*; do
-        models+=("$(basename "$path")")
-    done
-    WEIGHTS_DIR="$out/weights" ./predict_submission.sh "$out/data/test_videos" "$out/submission.csv" --models "${models[@]}"
+    WEIGHTS_DIR="$out/weights" ./predict_submission.sh "$out/data/test_videos" "$out/submission.csv" --models "${weights[@]##*/}"
 fi
 echo
 echo "$PWD/$out/submission.csv"

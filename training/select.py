@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         if not source.is_file():
             raise UserError(f"{source}: the chosen checkpoint is not there; give the --weights-dir of the training")
         with whole_file(options.weights_dir / f"final_{epoch.checkpoint}") as temporary:
-            shutil.copyfile(source, temporary)
+            shutil.copy2(source, temporary)  # with its date, so that what was made from it stays newer
         print(f"final_{epoch.checkpoint}  loss {epoch.loss:.4f}")
     draw_curves(epochs, chosen, options.logdir / "selection.png")
     print(f"copied to {options.weights_dir}; curves in {options.logdir / 'selection.png'}")

@@ -1,0 +1,134 @@
+"""The demo's data, and that a network really learns from it: with true labels it does, with shuffled labels it does not."""
+
+import csv
+import json
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from demo import make_dataset
+from demo.actors import Scene, make_actor
+from demo.face_swap import FaceSwap
+from inference import predict, score
+from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
+from tests.test_preprocessing import STEPS
+from training import train
+from tests.test_train import ROOT
+
+SMALL = ["--actors", "20", "--test-actors", "10", "--shots", "2", "--fakes", "1", "--frames", "40", "--difficulty", "0", "0.3"]
+
+
+def test_the_same_seed_gives_the_same_actor_another_gives_another():
+    one, two = make_actor(1), make_actor(2)
+    make_actor.cache_clear()
+    np.testing.assert_array_equal(one.texture, make_actor(1).texture)
+    assert np.abs(one.texture - two.texture).mean() > 2
+    assert np.abs(one.landmarks - two.landmarks).max() > 1
+
+
+def test_drawn_faces_are_found_where_they_were_drawn():
+    detector, errors = FaceDetector(INFERENCE_THRESHOLDS), []
+    for seed in range(6):
+        scene = Scene([make_actor(seed)], seed)
+        for time in (0.0, 0.7, 1.9):
+            (faces,) = detector([half_size(scene.draw(time))])
+            assert len(faces) == 1
+            drawn = scene.landmarks(0, time)[:5]
+            drawn = drawn if drawn[0, 0] < drawn[1, 0] else drawn[[1, 0, 2, 4, 3]]  # a mirrored actor
+            errors.append(np.abs(2 * faces.landmarks[0] - drawn).mean())
+    assert np.median(errors) < 3  # pixels
+
+
+@pytest.mark.parametrize("difficulties", [(0.0, 0.5, 1.0)])
+def test_a_swap_changes_the_face_only_and_less_so_when_it_is_harder(difficulties):
+    scene = Scene([make_actor(7)], 70)
+    frame, landmarks = scene.draw(0.5), scene.landmarks(0, 0.5)
+    changes = []
+    for difficulty in difficulties:
+        swapped = FaceSwap(make_actor(8), difficulty, 1)(frame, landmarks)
+        change = np.abs(swapped.astype(int) - frame).max(axis=2)
+        y, x = np.mgrid[: frame.shape[0], : frame.shape[1]]
+        outside = np.hypot(x - landmarks[2, 0], y - landmarks[2, 1]) > 70
+        assert change[outside].max() == 0 and (change > 10).sum() > 100
+        changes.append(change[~outside].mean())
+    assert changes[0] > changes[-1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo") / "data"
+    assert make_dataset.main(["--output-dir", str(root), *SMALL]) == 0
+    return root
+
+
+@pytest.mark.slow
+def test_the_layout_is_dfdcs(data):
+    originals = {}
+    for part in (0, 3, 6, 9, 12):
+        folder = data / f"dfdc_train_part_{part}"
+        entries = json.loads((folder / "metadata.json").read_text())
+        assert {path.name for path in folder.glob("*.mp4")} == entries.keys()
+        labels = [entry["label"] for entry in entries.values()]
+        assert labels.count("REAL") == labels.count("FAKE") == 8
+        for name, entry in entries.items():
+            if entry["label"] == "FAKE":
+                assert entries[entry["original"]]["label"] == "REAL"
+                originals[name] = entry["original"]
+        with av.open(str(next(folder.glob("*.mp4")))) as container:
+            assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+            assert container.streams.video[0].frames == 40
+    with open(data / "test_videos" / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["filename"] for row in rows} == {path.name for path in (data / "test_videos").glob("*.mp4")}
+    assert [row["label"] for row in rows].count("1") == 20 == len(rows) / 2
+    difficulties = [float(row["difficulty"]) for row in rows if row["label"] == "1"]
+    assert 0 <= min(difficulties) < max(difficulties) <= 0.3
+
+
+@pytest.mark.slow
+def test_test_actors_are_new():
+    options = make_dataset.argparse.Namespace(shots=2, fakes=2, frames=10, difficulty=(0, 1))
+    training = [clip for clip in make_dataset.plan_folder(make_dataset.Path("a"), list(range(40)), options)]
+    testing = [clip for clip in make_dataset.plan_folder(make_dataset.Path("b"), list(range(1000, 1012)), options)]
+    people = [{person for clip in clips for person in clip.actors + clip.donors} for clips in (training, testing)]
+    assert not people[0] & people[1] and len(people[1]) == 12
+    assert {len(clip.actors) for clip in training} == {1, 2}
+    assert not any(set(clip.donors) & set(clip.actors) for clip in training)
+
+
+def shuffle_labels(path):
+    """Give half of the training videos of each kind the other label, so that labels tell nothing."""
+    with open(path, newline="") as file:
+        header, *rows = csv.reader(file)
+    kinds = {kind: sorted({row[0] for row in rows if row[2] == kind and row[-1] != "0"}) for kind in "01"}
+    rng = np.random.default_rng(0)
+    wrong = {video for videos in kinds.values() for video in rng.choice(videos, len(videos) // 2, replace=False)}
+    for row in rows:
+        if row[0] in wrong:
+            row[2] = "10"[int(row[2])]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+@pytest.mark.slow
+def test_the_network_learns_from_true_labels_and_not_from_shuffled_ones(data, tmp_path):
+    for step in STEPS.values():
+        assert step.main(["--root-dir", str(data)]) == 0
+    shuffled = shutil.copytree(data, tmp_path / "shuffled")
+    shuffle_labels(shuffled / "folds.csv")
+    scores = {}
+    for kind, root in (("true", data), ("shuffled", shuffled)):
+        out = tmp_path / kind
+        settings = ["epochs=1", "batches_per_epoch=150", "max_iterations=150", "input.size=80", "augmented=0.3"]
+        train.main(["--config", str(ROOT / "configs/demo.yaml"), "--data-dir", str(root), "--output-dir", str(out), "--logdir",
+                    str(out / "logs"), "--workers", "1", "--device", "cpu", "--seed", "1", "--set", *settings])  # fmt: skip
+        predict.main(["--test-dir", str(data / "test_videos"), "--output", str(out / "submission.csv"), "--weights-dir", str(out),
+                      "--models", "1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_0", "--device", "cpu"])  # fmt: skip
+        answers = score.read_answers(data / "test_videos" / "labels.csv")
+        scores[kind] = score.score(score.read_submission(out / "submission.csv"), answers)
+        print(kind, scores[kind])
+    assert scores["true"].auc > 0.85 and scores["true"].log_loss < 0.65
+    # 20 fakes and 20 reals: the AUC of chance has a standard deviation of 0.09
+    assert 0.25 < scores["shuffled"].auc < 0.75

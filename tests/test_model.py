@@ -1,0 +1,126 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torchvision.transforms import Normalize as TorchvisionNormalize
+
+from preprocessing.cli import UserError
+from training.checkpoint import load_checkpoint, load_classifier, run_name, save_checkpoint
+from training.config import Config, InputSettings
+from training.model import DeepFakeClassifier, Normalize
+
+B0 = "tf_efficientnet_b0.ns_jft_in1k"
+
+
+@pytest.mark.parametrize("encoder, features", [(B0, 1280), ("efficientnet_pytorch/efficientnet-b0", 1280), ("tf_efficientnet_b2.ns_jft_in1k", 1408)])
+def test_forward_is_pool_and_linear_by_hand(encoder, features):
+    torch.manual_seed(0)
+    model = DeepFakeClassifier(encoder, dropout=0.5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = (model.encoder.extract_features if "/" in encoder else model.encoder.forward_features)(images)
+        assert maps.shape[:2] == (2, features)
+        expected = [float(model.fc.bias + sum(w * m.mean() for w, m in zip(model.fc.weight[0], each))) for each in maps]
+        np.testing.assert_allclose(model(images).tolist(), expected, atol=1e-4)
+
+
+def test_b7_has_the_published_entries():
+    """A published B7 checkpoint has 1,202 entries and 66.66 million numbers, ImageNet's classifier among them."""
+    with torch.device("meta"):
+        state = DeepFakeClassifier("tf_efficientnet_b7.ns_jft_in1k").state_dict()
+    assert len(state) == 1202
+    assert sum(value.numel() for value in state.values()) == 66_661_404
+    assert state["fc.weight"].shape == (1, 2560) and state["encoder.classifier.weight"].shape == (1000, 2560)
+
+
+def test_only_the_unused_classifier_gets_no_gradient():
+    model = DeepFakeClassifier(B0)
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    still = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert still == {"encoder.classifier.weight", "encoder.classifier.bias"}
+    assert still == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def test_normalize_equals_torchvision():
+    images = torch.randint(0, 256, (3, 5, 6, 3), dtype=torch.uint8)
+    settings = InputSettings()
+    expected = torch.stack([TorchvisionNormalize(settings.mean, settings.std)(i.permute(2, 0, 1) / 255.0) for i in images])
+    torch.testing.assert_close(Normalize(settings.mean, settings.std)(images), expected, rtol=0, atol=1e-6)
+
+
+def test_encoder_weights_come_from_a_local_file(tmp_path):
+    torch.manual_seed(1)
+    source = timm.create_model(B0)
+    torch.save(source.state_dict(), tmp_path / "encoder.pth")
+    model = DeepFakeClassifier(B0, pretrained=str(tmp_path / "encoder.pth"))
+    torch.testing.assert_close(model.encoder.conv_head.weight, source.conv_head.weight)
+    for bad, words in ((str(tmp_path / "none.pth"), "no such file"), ("resnet", "no such file")):
+        with pytest.raises(UserError, match=words):
+            DeepFakeClassifier(B0, pretrained=bad)
+    with pytest.raises(UserError, match="not weights of this encoder"):
+        DeepFakeClassifier("tf_efficientnet_b1.ns_jft_in1k", pretrained=str(tmp_path / "encoder.pth"))
+    for bad in ("resnet50", "tf_efficientnet_b9", "efficientnet_pytorch/b0"):
+        with pytest.raises(UserError, match=bad):
+            DeepFakeClassifier(bad)
+
+
+def test_names_are_the_winners():
+    assert run_name("111_", "tf_efficientnet_b7.ns_jft_in1k", 0) == "111_DeepFakeClassifier_tf_efficientnet_b7_ns_0"
+
+
+def test_own_checkpoint_brings_its_settings(tmp_path):
+    config = Config(encoder=B0, input={"size": 96, "frames_per_video": 8})
+    model = DeepFakeClassifier(B0).eval()
+    save_checkpoint(tmp_path / "any_name", epoch=1, state_dict=model.state_dict(), bce_best=0.1, config=config.model_dump())
+    loaded, settings = load_classifier(tmp_path / "any_name")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+    assert settings == config.input and not loaded.training
+
+
+def test_a_checkpoint_in_the_winners_form_loads(tmp_path):
+    """The file format of before PyTorch 1.6, `module.` before each key, a NumPy float, no settings."""
+    torch.manual_seed(2)
+    model = DeepFakeClassifier(B0).eval()
+    path = tmp_path / "final_111_DeepFakeClassifier_tf_efficientnet_b0_ns_0_36"
+    entries = {"epoch": 37, "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}, "bce_best": np.float64(0.2)}
+    torch.save(entries, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    assert b"numpy._core.multiarray" in data  # NumPy 2's name; his files have NumPy 1's
+    path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    loaded, settings = load_classifier(path)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+    assert settings == InputSettings() and load_checkpoint(path)["bce_best"] == 0.2
+
+
+class Evil:
+    def __reduce__(self):
+        return Path.touch, (Path("/tmp/evil-checkpoint-was-run"),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    trace = Path("/tmp/evil-checkpoint-was-run")
+    trace.unlink(missing_ok=True)
+    torch.save({"state_dict": {}, "extra": Evil()}, tmp_path / "new")
+    (tmp_path / "plain").write_bytes(pickle.dumps({"state_dict": {}, "extra": Evil()}))
+    for name in ("new", "plain"):
+        with pytest.raises(UserError, match=f"{name}: not a checkpoint that can be read safely"):
+            load_checkpoint(tmp_path / name)
+    assert not trace.exists()
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path / "text").write_text("no checkpoint")
+    torch.save({"weights": 1}, tmp_path / "other")
+    torch.save({"state_dict": {}}, tmp_path / "nameless")
+    torch.save({"state_dict": {}}, tmp_path / "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1")
+    for name, words in (("none", "no such"), ("text", "read safely"), ("other", "no `state_dict`"), ("nameless", "name it as"),
+                        ("DeepFakeClassifier_tf_efficientnet_b0_ns_0_1", "not weights of tf_efficientnet_b0")):  # fmt: skip
+        with pytest.raises(UserError, match=f"{name}.*{words}"):
+            load_classifier(tmp_path / name)

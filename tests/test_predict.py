@@ -1,0 +1,163 @@
+"""The whole prediction on small videos, in-process, against a slow version and known answers."""
+
+import csv
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from inference import predict
+from inference.aggregate import confident_mean
+from preprocessing.cli import UserError
+from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
+from tests.media import FAKE, LONE, REAL, random_frames, write_sound, write_video
+from tests.test_crops import slow_crop
+from tests.test_video import opencv_frames
+from training.checkpoint import load_classifier
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(test_dir, output, checkpoints, *options):
+    arguments = ["--test-dir", test_dir, "--output", output, "--weights-dir", checkpoints, "--models", "one", "two",
+                 "--workers", "1", "--device", "cpu", *options]  # fmt: skip
+    return predict.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def videos(dfdc, tmp_path_factory):
+    """Three good videos, and three that cannot be answered."""
+    folder = tmp_path_factory.mktemp("videos")
+    for part, name in ((0, REAL), (0, FAKE), (3, LONE)):
+        shutil.copy(dfdc / f"dfdc_train_part_{part}" / f"{name}.mp4", folder / f"{name}.mp4")
+    write_video(folder / "no face.mp4", random_frames(5))
+    write_sound(folder / "sound.mp4")
+    (folder / "text.mp4").write_text("no video")
+    (folder / "notes.txt").write_text("not looked at")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(videos, checkpoints, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predicted")
+    assert run(videos, folder / "submission.csv", checkpoints, "--faces-csv", folder / "faces.csv") == 0
+    return folder
+
+
+def test_one_row_for_each_video_sorted(predicted):
+    rows = read_rows(predicted / "submission.csv")
+    assert [row["filename"] for row in rows] == [f"{REAL}.mp4", f"{FAKE}.mp4", f"{LONE}.mp4", "no face.mp4", "sound.mp4", "text.mp4"]
+    labels = [float(row["label"]) for row in rows]
+    assert labels[3:] == [0.5, 0.5, 0.5] and all(0 < label < 1 and label != 0.5 for label in labels[:3])
+
+
+def test_every_missing_answer_has_its_reason(predicted):
+    reasons = {row["filename"]: row["trouble"] for row in read_rows(predicted / "submission.report.csv")}
+    assert reasons.keys() == {"no face.mp4", "sound.mp4", "text.mp4"}
+    assert reasons["no face.mp4"] == "no face found in 5 frames"
+    assert reasons["sound.mp4"] == "holds no video stream"
+    assert reasons["text.mp4"].startswith("not a readable video")
+    assert sorted(path.name for path in predicted.iterdir()) == ["faces.csv", "submission.csv", "submission.report.csv"]
+
+
+def slow_input(crop, size):
+    """Resize the longer side, centre on black, scale and normalise, one number after the other in float64."""
+    height, width = crop.shape[:2]
+    scale = size / max(height, width)
+    shape = (size, int(width * scale)) if height >= width else (int(height * scale), size)
+    small = cv2.resize(crop, shape[::-1], interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+    square = np.zeros((size, size, 3))
+    top, left = (size - shape[0]) // 2, (size - shape[1]) // 2
+    square[top : top + shape[0], left : left + shape[1]] = small
+    return ((square / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("name", [REAL, LONE])
+def test_label_and_faces_equal_the_slow_way(predicted, videos, checkpoints, name):
+    """OpenCV decodes all frames, the detector sees one at a time, each network one face at a time."""
+    frames = opencv_frames(videos / f"{name}.mp4")
+    assert len(frames) == 24  # fewer than 32: each is looked at once
+    detector, expected, by_model = FaceDetector(INFERENCE_THRESHOLDS), [], {"one": [], "two": []}
+    models = {model: load_classifier(checkpoints / model) for model in by_model}
+    for number, frame in enumerate(frames):
+        for box in detector([half_size(frame)])[0].boxes:
+            for model, (network, settings) in models.items():
+                image = torch.from_numpy(slow_input(slow_crop(frame, box), settings.size)).float()[None]
+                with torch.no_grad():
+                    by_model[model].append(torch.sigmoid(network(image)).item())
+                expected.append((number, number / 25, *(int(2 * v) for v in box), model, by_model[model][-1]))
+    rows = [row for row in read_rows(predicted / "faces.csv") if row["video"] == f"{name}.mp4"]
+    assert [row["model"] for row in rows] == [line[-2] for line in expected]
+    columns = ("frame", "time", "x1", "y1", "x2", "y2", "probability")
+    got = [[float(row[column]) for column in columns] for row in rows]
+    np.testing.assert_allclose(got, [line[:-2] + line[-1:] for line in expected], atol=1e-4)
+    label = np.mean([confident_mean(np.array(scores)) for scores in by_model.values()])
+    labels = {row["filename"]: float(row["label"]) for row in read_rows(predicted / "submission.csv")}
+    assert labels[f"{name}.mp4"] == pytest.approx(label, abs=1e-4)
+
+
+def test_a_single_video_gets_the_label_it_has_among_others(predicted, videos, checkpoints, tmp_path):
+    assert run(videos / f"{FAKE}.mp4", tmp_path / "one.csv", checkpoints) == 0
+    (row,) = read_rows(tmp_path / "one.csv")
+    assert row in read_rows(predicted / "submission.csv")
+
+
+def test_worker_processes_change_nothing(predicted, videos, checkpoints, tmp_path):
+    assert run(videos, tmp_path / "s.csv", checkpoints, "--workers", "2") == 0
+    for name in ("submission.csv", "submission.report.csv"):
+        assert (tmp_path / name.replace("submission", "s")).read_text() == (predicted / name).read_text()
+
+
+def test_an_interrupted_run_goes_on(predicted, videos, checkpoints, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "submission.csv"
+    calls = []
+
+    def stop_at_the_third(path, ensemble, faces, real=predict.make_entry):
+        calls.append(path.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(path, ensemble, faces)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predict, "make_entry", stop_at_the_third)
+        run(videos, output, checkpoints)
+    journal = tmp_path / "submission.csv.partial.jsonl"
+    assert len(journal.read_text().splitlines()) == 3 and not output.exists()
+    with open(journal, "a") as file:
+        file.write('{"filename": "half a li')
+    assert run(videos, output, checkpoints) == 0
+    assert "going on: 2 of 6 videos are done" in capsys.readouterr().out
+    assert output.read_text() == (predicted / "submission.csv").read_text() and not journal.exists()
+
+
+def test_another_runs_journal_is_not_continued(videos, checkpoints, tmp_path, capsys):
+    journal = tmp_path / "s.csv.partial.jsonl"
+    journal.write_text(json.dumps({"test_dir": "elsewhere"}) + "\n" + json.dumps({"filename": f"{FAKE}.mp4", "label": 0}) + "\n")
+    assert run(videos / f"{FAKE}.mp4", tmp_path / "s.csv", checkpoints) == 0
+    assert "going on" not in capsys.readouterr().out
+    assert float(read_rows(tmp_path / "s.csv")[0]["label"]) > 0
+
+
+def test_mistakes_say_what_to_do(videos, checkpoints, tmp_path):
+    with pytest.raises(UserError, match=r"final_111.*\(7 of 7 are missing\).*weights/download.sh"):
+        predict.main(["--test-dir", str(videos), "--output", str(tmp_path / "s.csv"), "--weights-dir", str(tmp_path)])
+    with pytest.raises(UserError, match="no such folder or video"):
+        run(tmp_path / "none", tmp_path / "s.csv", checkpoints)
+    with pytest.raises(UserError, match="holds no video"):
+        run(checkpoints, tmp_path / "s.csv", checkpoints)
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints, tmp_path / "weights")
+    checkpoint = torch.load(folder / "two", weights_only=True)
+    checkpoint["config"]["input"]["frames_per_video"] = 8
+    torch.save(checkpoint, folder / "two")
+    with pytest.raises(UserError, match="two: expects other frames"):
+        run(videos, tmp_path / "s.csv", folder)

@@ -1,0 +1,208 @@
+"""Training on a small made data set: what is written, resume bit for bit, two processes under torchrun."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from preprocessing.cli import UserError
+from training import train
+from training.checkpoint import load_checkpoint
+from training.losses import balanced_loss
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["input.size=32", "epochs=3", "batches_per_epoch=4", "batch_size=4", "max_iterations=12", "validation_frame_step=10",
+         "drop_path_rate=0.2", "dropout=0.1"]  # fmt: skip
+NAME = "5_DeepFakeClassifier_tf_efficientnet_b0_ns_0"
+
+
+@pytest.fixture(scope="module")
+def data(preprocessed, tmp_path_factory):
+    """The small data set with its part 0 in two folds, so that there are fakes to train on and to validate on."""
+    root = shutil.copytree(preprocessed, tmp_path_factory.mktemp("train") / "data")
+    with open(root / "folds.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]
+    with open(root / "folds.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return root
+
+
+def arguments(data, out, *options):
+    return ["--config", str(ROOT / "configs/demo.yaml"), "--data-dir", str(data), "--output-dir", str(out / "weights"),
+            "--logdir", str(out / "logs"), "--seed", "5", "--workers", "0", "--device", "cpu", *options]  # fmt: skip
+
+
+def run(data, out, *settings, options=()):
+    return train.main(arguments(data, out, *options, "--set", *SMALL, *settings))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    assert run(data, out) == 0
+    return out
+
+
+def same(one, two):
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=0, atol=0)
+
+
+def metrics(out, name=NAME):
+    with open(out / "logs" / name / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_training_writes(trained):
+    assert sorted(path.name for path in (trained / "weights").iterdir()) == [f"{NAME}_{end}" for end in ("0", "1", "2", "last")]
+    rows = metrics(trained)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    # the schedule at the last step of each epoch: 0.05 * (1 - n / 12) ** 0.9
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.05 * (1 - n / 12) ** 0.9 for n in (3, 7, 11)])
+    for row in rows:
+        assert float(row["val_loss"]) == pytest.approx((float(row["val_fake_loss"]) + float(row["val_real_loss"])) / 2)
+    saved = yaml.safe_load((trained / "logs" / NAME / "args.yaml").read_text())
+    assert saved["config"]["epochs"] == 3 and saved["options"]["seed"] == 5
+    assert list((trained / "logs" / NAME).glob("events.out.tfevents*"))
+    checkpoint = load_checkpoint(trained / "weights" / f"{NAME}_1")
+    assert checkpoint["epoch"] == 2 and checkpoint.keys() == {"epoch", "state_dict", "bce_best", "config", "seed"}
+    assert checkpoint["bce_best"] == pytest.approx(min(float(row["val_loss"]) for row in rows[:2]))
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_path, monkeypatch, capsys):
+    """Stopped in the second epoch, after a checkpoint that _last does not know of: bit for bit the same in the end."""
+    real, steps = train.Trainer.step, []
+
+    def stop(self, batch, iteration):
+        steps.append(iteration)
+        if iteration == 6:
+            raise KeyboardInterrupt
+        return real(self, batch, iteration)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Trainer, "step", stop)
+        run(data, tmp_path)
+    assert [path.name for path in sorted((tmp_path / "weights").iterdir())] == [f"{NAME}_0", f"{NAME}_last"]
+    assert run(data, tmp_path) == 0
+    assert "going on after epoch 0" in capsys.readouterr().out
+    for end in ("1", "2", "last"):
+        one, two = (load_checkpoint(out / "weights" / f"{NAME}_{end}") for out in (trained, tmp_path))
+        same(one["state_dict"], two["state_dict"])
+    drop = ("images_per_second",)
+    assert [{k: v for k, v in row.items() if k not in drop} for row in metrics(tmp_path)] == [
+        {k: v for k, v in row.items() if k not in drop} for row in metrics(trained)]  # fmt: skip
+    assert run(data, tmp_path) == 0
+    assert "all 3 epochs are done" in capsys.readouterr().out
+
+
+def test_loader_processes_change_nothing(trained, data, tmp_path):
+    assert run(data, tmp_path, options=("--workers", "1")) == 0
+    same(*(load_checkpoint(out / "weights" / f"{NAME}_2")["state_dict"] for out in (trained, tmp_path)))
+
+
+def test_other_settings_do_not_go_on(trained, data, tmp_path):
+    with pytest.raises(UserError, match="another learning_rate .0.05, now 0.1.*--prefix.*--resume none"):
+        run(data, trained, "learning_rate=0.1")
+    with pytest.raises(UserError, match="holds no optimizer.*_last"):
+        run(data, tmp_path, options=("--resume", str(trained / "weights" / f"{NAME}_0")))
+
+
+def test_a_step_is_sgd_with_clipped_gradients_by_hand(data, tmp_path):
+    """One step of plain formulas on a copy of the network: balanced loss, norm clipped to 1, Nesterov, weight decay."""
+    from training.config import load_config
+    from training.distributed import World
+
+    config = load_config(ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0"])
+    torch.manual_seed(0)
+    trainer = train.Trainer.build(config, World(0, 1, torch.device("cpu")), "none")
+    trainer.network.fc.weight.data *= 100  # a gradient that has to be clipped
+    trainer.model.train()
+    batch = {"image": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8), "label": torch.tensor([0.99, 0.01, 0.99, 0.99])}
+    before = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    loss = balanced_loss(trainer.logits(batch["image"]), batch["label"])[0]
+    names = [name for name, value in trainer.network.named_parameters() if value.requires_grad]
+    gradients = torch.autograd.grad(loss, [dict(trainer.network.named_parameters())[name] for name in names])
+    norm = torch.sqrt(sum((gradient.double() ** 2).sum() for gradient in gradients))
+    assert norm > 1
+    rate = 0.05 * (1 - 4 / 12) ** 0.9
+    trainer.step(batch, 4)
+    after = dict(trainer.network.named_parameters())
+    for name, gradient in zip(names, gradients):
+        direction = gradient / norm + 1e-4 * before[name]
+        expected = before[name] - rate * (1 + 0.9) * direction  # the first Nesterov step: gradient plus momentum x gradient
+        torch.testing.assert_close(after[name], expected.float(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(after["encoder.classifier.weight"], before["encoder.classifier.weight"], rtol=0, atol=0)
+
+
+def test_broken_crops_are_counted_and_too_many_stop_the_run(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    victims = sorted((root / "crops").glob("*/0_0.png"))
+    for path in victims:
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="more than max_broken_crops allows"):
+        run(root, tmp_path / "a")
+    with pytest.raises(UserError, match="not an image"):  # the validation fold's own
+        run(root, tmp_path / "b", "max_broken_crops=1")
+    for path in victims:
+        shutil.copy(data / path.relative_to(root), path)
+    # now only a crop of fold 1, which is never validated on
+    next((root / "crops").glob("cccccccccc/10_1.png")).write_bytes(b"")
+    assert run(root, tmp_path / "c", "max_broken_crops=1", "epochs=1", "batches_per_epoch=10") == 0
+    assert int(metrics(tmp_path / "c")[0]["broken_crops"]) > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    with pytest.raises(UserError, match="the loss is (nan|inf) at iteration .* lower learning_rate"):
+        run(data, tmp_path, "learning_rate=1e30", "clip_gradient_norm=1e30")
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun(data, tmp_path):
+    """Both see their half of one epoch; the weights are the same on both, so one process writes; resume works."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    settings = ["--set", *SMALL]
+
+    def go(*extra):
+        return subprocess.run([*command, *arguments(data, tmp_path), *settings, *extra], cwd=ROOT, env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+
+    first = go("epochs=1")
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert "4 batches of 8 images = 2 processes x 4" in first.stdout
+    assert first.stdout.count("validation loss") == 1
+    second = go("epochs=2")
+    assert second.returncode == 0 and "going on after epoch 0" in second.stdout, second.stderr[-2000:]
+    assert [row["epoch"] for row in metrics(tmp_path)] == ["0", "1"]
+
+
+def _average_of_halves(rank, folder):
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT="29555")
+    torch.set_num_threads(1)
+    from training.distributed import join_world
+
+    with join_world("cpu") as world:
+        torch.manual_seed(0)
+        model = world.wrap(torch.nn.Linear(3, 1), sync_batchnorm=True)
+        inputs = torch.arange(12.0).view(4, 3)
+        model(inputs[rank * 2 : rank * 2 + 2]).mean().backward()
+        gathered = world.gather([rank, rank * 10])
+        torch.save({"gradient": model.module.weight.grad, "gathered": gathered}, f"{folder}/{rank}")
+
+
+@pytest.mark.slow
+def test_gradients_are_averaged_and_results_gathered(tmp_path):
+    torch.multiprocessing.spawn(_average_of_halves, (str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
+    for result in results:
+        np.testing.assert_allclose(result["gradient"][0], torch.arange(12.0).view(4, 3).mean(dim=0), rtol=1e-6)
+        assert result["gathered"] == [0, 0, 1, 10]
