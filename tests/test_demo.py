@@ -121,7 +121,8 @@ def test_the_network_learns_from_true_labels_and_not_from_shuffled_ones(data, tm
     scores = {}
     for kind, root in (("true", data), ("shuffled", shuffled)):
         out = tmp_path / kind
-        settings = ["epochs=1", "batches_per_epoch=150", "max_iterations=150", "input.size=80", "augmented=0.3"]
+        settings = ["epochs=1", "batches_per_epoch=100", "max_iterations=100", "input.size=80", "augmented=0",
+                    "landmark_cutout=0", "hull_cutout=0", "half_cutout=0"]  # fmt: skip
         train.main(["--config", str(ROOT / "configs/demo.yaml"), "--data-dir", str(root), "--output-dir", str(out), "--logdir",
                     str(out / "logs"), "--workers", "1", "--device", "cpu", "--seed", "1", "--set", *settings])  # fmt: skip
         predict.main(["--test-dir", str(data / "test_videos"), "--output", str(out / "submission.csv"), "--weights-dir", str(out),
@@ -129,6 +130,6 @@ def test_the_network_learns_from_true_labels_and_not_from_shuffled_ones(data, tm
         answers = score.read_answers(data / "test_videos" / "labels.csv")
         scores[kind] = score.score(score.read_submission(out / "submission.csv"), answers)
         print(kind, scores[kind])
-    assert scores["true"].auc > 0.85 and scores["true"].log_loss < 0.65
+    assert scores["true"].auc >= 0.9 and scores["true"].log_loss < 0.5
     # 20 fakes and 20 reals: the AUC of chance has a standard deviation of 0.09
     assert 0.25 < scores["shuffled"].auc < 0.75

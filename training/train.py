@@ -190,6 +190,7 @@ def _make_loader(dataset: torch.utils.data.Dataset, workers: int, batch_size: in
         dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=sampler is not None,
         pin_memory=torch.cuda.is_available(), worker_init_fn=_start_loader_worker,
         multiprocessing_context="spawn" if workers else None, persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its own, so that the number of workers does not move the global one
     )  # fmt: skip
 
 
