@@ -15,6 +15,7 @@ shift 2
 cd -- "$(dirname -- "$0")"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
 folders=(--output-dir "${WEIGHTS_DIR:-weights}" --logdir "${LOGDIR:-logs}")
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + gpus - 1) / gpus))}
 for seed in ${SEEDS:-111 555 777 888 999}; do
     torchrun --standalone --nproc_per_node="$gpus" -m training.train \
         --config "${CONFIG:-configs/b7.yaml}" --data-dir "$data" --seed "$seed" --fold 0 "${folders[@]}" "$@"

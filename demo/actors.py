@@ -125,7 +125,11 @@ def _portrait() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rgb = skimage.data.astronaut()
     labels = np.full(rgb.shape[:2], cv2.GC_BGD, np.uint8)
     cv2.ellipse(labels, (228, 110), (95, 105), 0, 0, 360, cv2.GC_PR_FGD, -1)
-    cv2.fillPoly(labels, [np.array([[0, 511], [30, 300], [110, 160], [310, 160], [370, 300], [511, 380], [511, 511]])], cv2.GC_PR_FGD)
+    cv2.fillPoly(
+        labels,
+        [np.array([[0, 511], [30, 300], [110, 160], [310, 160], [370, 300], [511, 380], [511, 511]])],
+        cv2.GC_PR_FGD,
+    )
     for centre, axes, angle in [((225, 115), (38, 70), 0), ((228, 80), (65, 50), 0), ((210, 222), (92, 68), 10)]:
         cv2.ellipse(labels, centre, axes, angle, 0, 360, cv2.GC_FGD, -1)  # face, hair, collar
     cv2.fillPoly(labels, [np.array([[60, 511], [60, 330], [110, 280], [320, 280], [350, 340], [380, 511]])], cv2.GC_FGD)

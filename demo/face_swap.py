@@ -31,7 +31,9 @@ class FaceSwap:
         size = (round((right - left) * resolution), round((bottom - top) * resolution))
         to_patch = np.array([[resolution, 0, -left * resolution], [0, resolution, -top * resolution]], np.float32)
         shrunk = cv2.resize(
-            donor.texture[int(top) : int(bottom) + 1, int(left) : int(right) + 1, :3], size, interpolation=cv2.INTER_AREA
+            donor.texture[int(top) : int(bottom) + 1, int(left) : int(right) + 1, :3],
+            size,
+            interpolation=cv2.INTER_AREA,
         )
         self._patch = shrunk
         self._landmarks = donor.landmarks @ to_patch[:, :2].T + to_patch[:, 2]

@@ -8,7 +8,6 @@ What exists is kept. The same options give the same videos with the same FFmpeg.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -21,7 +20,8 @@ import numpy as np
 from demo.actors import FRAME_SIZE, Scene, make_actor
 from demo.face_swap import FaceSwap
 from preprocessing.cli import UserError, make_parser, positive_int, run_main, share
-from preprocessing.run import map_videos, whole_file
+from preprocessing.files import whole_file, write_csv
+from preprocessing.run import map_videos
 
 FRAMES_PER_SECOND = 25
 SAMPLE_RATE = 16000  # Hz
@@ -68,7 +68,9 @@ def make_clip(clip: Clip) -> None:
     scene = Scene([make_actor(actor) for actor in clip.actors], clip.scene)
     swaps = [FaceSwap(make_actor(donor), clip.difficulty, clip.scene + donor) for donor in clip.donors]
     with whole_file(clip.path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast", "threads": "1"})
+        video = container.add_stream(
+            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "20", "preset": "veryfast", "threads": "1"}
+        )
         video.width, video.height = FRAME_SIZE
         video.pix_fmt = "yuv420p"
         sound = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
@@ -108,8 +110,7 @@ def write_metadata(folder: Path, clips: list[Clip]) -> None:
 def write_labels(folder: Path, clips: list[Clip]) -> None:
     """The answers for the test videos."""
     rows = [[clip.path.name, int(bool(clip.original)), clip.original, clip.difficulty] for clip in clips]
-    with whole_file(folder / "labels.csv") as temporary, open(temporary, "w", newline="") as file:
-        csv.writer(file).writerows([["filename", "label", "original", "difficulty"], *sorted(rows)])
+    write_csv(folder / "labels.csv", ["filename", "label", "original", "difficulty"], sorted(rows))
 
 
 def _name(scene: int, kind: str) -> str:

@@ -21,7 +21,7 @@ from inference.submission import Journal, report_path, write_faces, write_submis
 from preprocessing.cli import UserError, make_parser, positive_int, run_main
 from preprocessing.faces import add_device_option
 from preprocessing.run import describe, map_videos
-from preprocessing.video import SUFFIXES
+from preprocessing.video import SUFFIXES, VideoError
 
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
 
@@ -89,8 +89,10 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
         print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
     task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device)
     for path, faces, error in map_videos(task, todo, options.workers, "predict"):
-        if error is not None:
+        if isinstance(error, VideoError):
             faces = VideoFaces(trouble=describe(error, path))
+        elif error is not None:  # a defect or a broken machine must not become a score of 0.5
+            raise error
         journal.add(make_entry(path, ensemble, faces))
     entries = {path.name: journal.entries[path.name] for path in videos}
     write_submission(options.output, entries)

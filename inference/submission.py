@@ -8,13 +8,12 @@ Writes submission.csv                filename,label       label = probability of
        --faces-csv FILE              video,frame,time,x1,y1,x2,y2,model,probability
 """
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from preprocessing.cli import UserError
-from preprocessing.run import whole_file
+from preprocessing.files import whole_file, write_csv
 
 
 class Journal:
@@ -54,14 +53,14 @@ def report_path(output: Path) -> Path:
 def write_submission(output: Path, entries: dict[str, dict]) -> None:
     """The submission and its report."""
     ordered = [entries[name] for name in sorted(entries)]
-    _write(output, ["filename", "label"], ([entry["filename"], entry["label"]] for entry in ordered))
+    write_csv(output, ["filename", "label"], ([entry["filename"], entry["label"]] for entry in ordered))
     troubled = ([entry["filename"], len(entry["frames"]), entry["trouble"]] for entry in ordered if entry["trouble"])
-    _write(report_path(output), ["filename", "faces", "trouble"], troubled)
+    write_csv(report_path(output), ["filename", "faces", "trouble"], troubled)
 
 
 def write_faces(output: Path, entries: dict[str, dict]) -> None:
     """Every face's score by every network. Time in seconds, box in whole full-resolution pixels without the margin."""
-    _write(output, ["video", "frame", "time", "x1", "y1", "x2", "y2", "model", "probability"], _face_rows(entries))
+    write_csv(output, ["video", "frame", "time", "x1", "y1", "x2", "y2", "model", "probability"], _face_rows(entries))
 
 
 def _face_rows(entries: dict[str, dict]) -> Iterator[list]:
@@ -70,13 +69,6 @@ def _face_rows(entries: dict[str, dict]) -> Iterator[list]:
         for place, (frame, time, box) in enumerate(zip(entry["frames"], entry["times"], entry["boxes"])):
             for model, probabilities in entry["probabilities"].items():
                 yield [name, frame, round(time, 3), *box, model, probabilities[place]]
-
-
-def _write(path: Path, header: list[str], rows) -> None:
-    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def _whole_lines(path: Path) -> list[dict]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from preprocessing.cli import run_main
 from preprocessing.dfdc import Video, boxes_file, read_dataset
 from preprocessing.faces import TRAINING_THRESHOLDS, add_device_option, half_size, load_detector
-from preprocessing.run import run_step, step_parser, whole_file
+from preprocessing.files import whole_file
+from preprocessing.run import run_step, step_parser
 from preprocessing.video import VideoError, read_frames
 
 FRAME_STEP = 10  # the winner's setting: crops come from frames 0, 10, 20, …

@@ -15,7 +15,8 @@ from pathlib import Path
 from preprocessing.cli import UserError, run_main
 from preprocessing.crops import crop_face, write_image
 from preprocessing.dfdc import Video, boxes_file, crops_folder, read_dataset
-from preprocessing.run import run_step, step_parser, whole_folder
+from preprocessing.files import whole_folder
+from preprocessing.run import run_step, step_parser
 from preprocessing.video import read_frames
 
 FRAME_STEP = 10  # boxes that the winner's own script made hold every frame; only these are cut

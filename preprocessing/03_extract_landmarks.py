@@ -18,7 +18,8 @@ from preprocessing.cli import run_main
 from preprocessing.crops import read_image
 from preprocessing.dfdc import Video, crops_folder, landmarks_folder, read_dataset
 from preprocessing.faces import LANDMARK_THRESHOLDS, add_device_option, load_detector
-from preprocessing.run import run_step, step_parser, whole_folder
+from preprocessing.files import whole_folder
+from preprocessing.run import run_step, step_parser
 
 
 def extract_landmarks(video: Video, root: Path, device: str) -> list[str]:

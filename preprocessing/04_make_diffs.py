@@ -18,7 +18,8 @@ from skimage.metrics import structural_similarity
 from preprocessing.cli import run_main
 from preprocessing.crops import read_image, write_image
 from preprocessing.dfdc import Video, crops_folder, diffs_folder, read_dataset
-from preprocessing.run import run_step, step_parser, whole_folder
+from preprocessing.files import whole_folder
+from preprocessing.run import run_step, step_parser
 
 WINDOW = 7  # pixels; scikit-image's default, which the winner used
 

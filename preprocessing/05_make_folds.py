@@ -9,7 +9,6 @@ Method: the winner's 16 folds by part number: fold i holds parts 3i to 3i + 2, t
        goes. He listed two actors and frames up to 310, and only real videos with a fake; here all are listed.
 """
 
-import csv
 import os
 import random
 from pathlib import Path
@@ -18,7 +17,8 @@ from tqdm import tqdm
 
 from preprocessing.cli import UserError, run_main
 from preprocessing.dfdc import Dataset, Video, crops_folder, folds_file, read_dataset
-from preprocessing.run import step_parser, whole_file
+from preprocessing.files import write_csv
+from preprocessing.run import step_parser
 
 FOLDS = 16
 PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the parts left over join the last fold
@@ -55,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if not rows:
         raise UserError(f"{dataset.root / 'crops'}: holds no crops of these videos; run steps 1 and 2 first")
     path = folds_file(dataset.root)
-    with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+    write_csv(path, COLUMNS, rows)
     fakes = sum(row[COLUMNS.index("label")] for row in rows)
     print(f"5 make folds: {len(rows) - fakes} real and {fakes} fake crops in {path}")
     return 0

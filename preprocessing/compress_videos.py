@@ -16,7 +16,8 @@ import av
 
 from preprocessing.cli import UserError, run_main
 from preprocessing.dfdc import Video, read_dataset
-from preprocessing.run import run_step, step_parser, whole_file
+from preprocessing.files import whole_file
+from preprocessing.run import run_step, step_parser
 from preprocessing.video import VideoError, decode, open_video
 
 RATE_FACTORS = (23, 28, 32)  # the winner's; higher is smaller and worse

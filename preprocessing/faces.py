@@ -7,7 +7,7 @@ in facenet-pytorch's implementation, with the winner's thresholds.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -46,9 +46,7 @@ class FaceDetector:
     def __init__(self, thresholds: Thresholds, device: str = "cpu"):
         from facenet_pytorch import MTCNN
 
-        self._mtcnn = MTCNN(
-            margin=0, min_face_size=MIN_FACE_SIZE, thresholds=list(thresholds), device=torch.device(device)
-        )
+        self._mtcnn = MTCNN(margin=0, min_face_size=MIN_FACE_SIZE, thresholds=list(thresholds), device=torch.device(device))
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Faces]:
         """Detect faces in images (H, W, 3) uint8 RGB, all of one size, as one batch.
@@ -62,7 +60,7 @@ class FaceDetector:
         return [_no_faces() if boxes is None else _faces(boxes, scores, points) for boxes, scores, points in results]
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_detector(thresholds: Thresholds, device: str = "cpu") -> FaceDetector:
     """One detector for each setting and process, made at first use."""
     return FaceDetector(thresholds, device)

@@ -8,13 +8,11 @@ and the exit status says whether too much did. Nothing else in the project start
 import argparse
 import csv
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from preprocessing.cli import UserError, make_parser, positive_int, share
 from preprocessing.dfdc import Trouble, Video
+from preprocessing.files import write_csv
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -98,25 +97,6 @@ def describe(error: Exception, path: Path) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    temporary.rename(folder)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    temporary.replace(path)
-
-
 def _here(task: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
     for item in items:
         try:
@@ -164,10 +144,9 @@ def _write_troubles(path: Path, step: str, troubles: Sequence[Trouble]) -> str:
             kept = [row for row in csv.reader(file) if row and row[0] not in (step, "step")]
     rows = kept + [[step, trouble.file, trouble.reason] for trouble in troubles]
     if rows or path.exists():
-        with whole_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["step", "file", "reason"], *rows])
+        write_csv(path, ["step", "file", "reason"], rows)
     for trouble in troubles[:SHOWN_TROUBLES]:
         print(f"{step}: {trouble.file}: {trouble.reason}", file=sys.stderr)
     if len(troubles) > SHOWN_TROUBLES:
         print(f"{step}: … and {len(troubles) - SHOWN_TROUBLES} more in {path}", file=sys.stderr)
-    return f"; {len(troubles)} troubles listed in {path}" if troubles else ""
+    return f"; {len(troubles)} left out or failed, listed in {path}" if troubles else ""

@@ -58,7 +58,7 @@ def read_frames(path: Path, indices: Sequence[int], threads: int = 1) -> Iterato
         A damaged packet is passed over as OpenCV does, so fewer frames than asked for may come.
 
     Raises:
-        VideoError: the file is missing or is no video.
+        VideoError: the file is missing, is no video, or breaks the decoder.
     """
     if not len(indices):
         return
@@ -67,11 +67,14 @@ def read_frames(path: Path, indices: Sequence[int], threads: int = 1) -> Iterato
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = threads
-        for number, frame in enumerate(decode(container, stream)):
-            if number in wanted:
-                yield number, _upright_rgb(frame)
-            if number >= last:
-                return
+        try:
+            for number, frame in enumerate(decode(container, stream)):
+                if number in wanted:
+                    yield number, _upright_rgb(frame)
+                if number >= last:
+                    return
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: decoding failed ({_reason(error)})") from error
 
 
 def open_video(path: Path) -> av.container.InputContainer:

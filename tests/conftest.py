@@ -42,7 +42,9 @@ def preprocessed(dfdc, tmp_path_factory) -> Path:
     shutil.copytree(dfdc, root)
     for step in ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds"):
         options = ["--device", "cpu"] if step[:2] in ("01", "03") else []
-        assert importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "1", *options]) == 0
+        assert (
+            importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "1", *options]) == 0
+        )
     return root
 
 

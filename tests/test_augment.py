@@ -17,7 +17,11 @@ def crop(portrait):
 
 def apply_only(transform, kind, image, seeds=range(300)):
     """What one transform of the list, or one kind inside a OneOf, does to an image, when it is applied."""
-    step = next(step for step in transform._compose.transforms if kind in (type(step).__name__, type(getattr(step, "transforms", [0])[0]).__name__))
+    step = next(
+        step
+        for step in transform._compose.transforms
+        if kind in (type(step).__name__, type(getattr(step, "transforms", [0])[0]).__name__)
+    )
     images = []
     for seed in seeds:
         step.set_random_state(np.random.default_rng(seed), random.Random(seed))

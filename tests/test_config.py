@@ -15,7 +15,12 @@ def test_the_winners_numbers():
     assert (config.epochs, config.batches_per_epoch, config.batch_size) == (40, 2500, 12)
     assert (config.learning_rate, config.momentum, config.weight_decay, config.nesterov) == (0.01, 0.9, 1e-4, True)
     assert (config.poly_power, config.max_iterations, config.clip_gradient_norm) == (0.9, 100_500, 1.0)
-    assert (config.label_smoothing, config.landmark_cutout, config.hull_cutout, config.half_cutout) == (0.01, 0.7, 0.2, 0.1)
+    assert (config.label_smoothing, config.landmark_cutout, config.hull_cutout, config.half_cutout) == (
+        0.01,
+        0.7,
+        0.2,
+        0.1,
+    )
     assert InputSettings().frames_per_video == 32 and InputSettings().detector_thresholds == (0.7, 0.8, 0.8)
     assert InputSettings().mean == (0.485, 0.456, 0.406) and InputSettings().std == (0.229, 0.224, 0.225)
 

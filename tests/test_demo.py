@@ -14,10 +14,24 @@ from demo.face_swap import FaceSwap
 from inference import predict, score
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
 from tests.test_preprocessing import STEPS
-from training import train
 from tests.test_train import ROOT
+from training import train
 
-SMALL = ["--actors", "20", "--test-actors", "10", "--shots", "2", "--fakes", "1", "--frames", "40", "--difficulty", "0", "0.3"]
+SMALL = [
+    "--actors",
+    "20",
+    "--test-actors",
+    "10",
+    "--shots",
+    "2",
+    "--fakes",
+    "1",
+    "--frames",
+    "40",
+    "--difficulty",
+    "0",
+    "0.3",
+]
 
 
 def test_the_same_seed_gives_the_same_actor_another_gives_another():

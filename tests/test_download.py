@@ -57,7 +57,11 @@ def weights(tmp_path):
 
 
 def download(weights, server):
-    environment = {"PATH": "/usr/bin:/bin", "RELEASE_URL": f"http://127.0.0.1:{server.server_address[1]}", "NO_PROXY": "*"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "RELEASE_URL": f"http://127.0.0.1:{server.server_address[1]}",
+        "NO_PROXY": "*",
+    }
     return subprocess.run(["bash", weights / "download.sh"], env=environment, capture_output=True, text=True, timeout=60)
 
 

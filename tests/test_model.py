@@ -15,7 +15,10 @@ from training.model import DeepFakeClassifier, Normalize
 B0 = "tf_efficientnet_b0.ns_jft_in1k"
 
 
-@pytest.mark.parametrize("encoder, features", [(B0, 1280), ("efficientnet_pytorch/efficientnet-b0", 1280), ("tf_efficientnet_b2.ns_jft_in1k", 1408)])
+@pytest.mark.parametrize(
+    "encoder, features",
+    [(B0, 1280), ("efficientnet_pytorch/efficientnet-b0", 1280), ("tf_efficientnet_b2.ns_jft_in1k", 1408)],
+)
 def test_forward_is_pool_and_linear_by_hand(encoder, features):
     torch.manual_seed(0)
     model = DeepFakeClassifier(encoder, dropout=0.5).eval()
@@ -87,7 +90,11 @@ def test_a_checkpoint_in_the_winners_form_loads(tmp_path):
     torch.manual_seed(2)
     model = DeepFakeClassifier(B0).eval()
     path = tmp_path / "final_111_DeepFakeClassifier_tf_efficientnet_b0_ns_0_36"
-    entries = {"epoch": 37, "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()}, "bce_best": np.float64(0.2)}
+    entries = {
+        "epoch": 37,
+        "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
+        "bce_best": np.float64(0.2),
+    }
     torch.save(entries, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     assert b"numpy._core.multiarray" in data  # NumPy 2's name; his files have NumPy 1's
@@ -108,7 +115,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     trace = Path("/tmp/evil-checkpoint-was-run")
     trace.unlink(missing_ok=True)
     torch.save({"state_dict": {}, "extra": Evil()}, tmp_path / "new")
-    (tmp_path / "plain").write_bytes(pickle.dumps({"state_dict": {}, "extra": Evil()}))
+    (tmp_path / "plain").write_bytes(pickle.dumps({"state_dict": {}, "extra": Evil()}, protocol=2))
     for name in ("new", "plain"):
         with pytest.raises(UserError, match=f"{name}: not a checkpoint that can be read safely"):
             load_checkpoint(tmp_path / name)

@@ -52,7 +52,14 @@ def predicted(videos, checkpoints, tmp_path_factory):
 
 def test_one_row_for_each_video_sorted(predicted):
     rows = read_rows(predicted / "submission.csv")
-    assert [row["filename"] for row in rows] == [f"{REAL}.mp4", f"{FAKE}.mp4", f"{LONE}.mp4", "no face.mp4", "sound.mp4", "text.mp4"]
+    assert [row["filename"] for row in rows] == [
+        f"{REAL}.mp4",
+        f"{FAKE}.mp4",
+        f"{LONE}.mp4",
+        "no face.mp4",
+        "sound.mp4",
+        "text.mp4",
+    ]
     labels = [float(row["label"]) for row in rows]
     assert labels[3:] == [0.5, 0.5, 0.5] and all(0 < label < 1 and label != 0.5 for label in labels[:3])
 
@@ -138,7 +145,9 @@ def test_an_interrupted_run_goes_on(predicted, videos, checkpoints, tmp_path, mo
 
 def test_another_runs_journal_is_not_continued(videos, checkpoints, tmp_path, capsys):
     journal = tmp_path / "s.csv.partial.jsonl"
-    journal.write_text(json.dumps({"test_dir": "elsewhere"}) + "\n" + json.dumps({"filename": f"{FAKE}.mp4", "label": 0}) + "\n")
+    journal.write_text(
+        json.dumps({"test_dir": "elsewhere"}) + "\n" + json.dumps({"filename": f"{FAKE}.mp4", "label": 0}) + "\n"
+    )
     assert run(videos / f"{FAKE}.mp4", tmp_path / "s.csv", checkpoints) == 0
     assert "going on" not in capsys.readouterr().out
     assert float(read_rows(tmp_path / "s.csv")[0]["label"]) > 0
@@ -161,3 +170,13 @@ def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_pat
     torch.save(checkpoint, folder / "two")
     with pytest.raises(UserError, match="two: expects other frames"):
         run(videos, tmp_path / "s.csv", folder)
+
+
+def test_an_error_that_is_not_the_videos_is_never_a_half(videos, checkpoints, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr("inference.pipeline.half_size", fail)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(videos / f"{REAL}.mp4", tmp_path / "s.csv", checkpoints)
+    assert not (tmp_path / "s.csv").exists()

@@ -91,7 +91,9 @@ def test_folds(preprocessed):
     assert list(rows[0]) == ["video", "file", "label", "original", "frame", "fold"]
     expected = [(REAL, "0", REAL, "0"), (FAKE, "1", REAL, "0"), (LONE, "0", LONE, "1")]
     assert sorted({(row["video"], row["label"], row["original"], row["fold"]) for row in rows}) == sorted(expected)
-    assert sorted(f"{row['video']}/{row['file']}" for row in rows) == [name for name in tree(preprocessed / "crops") if "/" in name]
+    assert sorted(f"{row['video']}/{row['file']}" for row in rows) == [
+        name for name in tree(preprocessed / "crops") if "/" in name
+    ]
     assert all(row["file"].startswith(f"{row['frame']}_") for row in rows)
 
 

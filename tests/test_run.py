@@ -7,7 +7,8 @@ import pytest
 
 from preprocessing.cli import UserError
 from preprocessing.dfdc import Trouble, Video
-from preprocessing.run import map_videos, run_step, step_parser, whole_file, whole_folder
+from preprocessing.files import whole_file, whole_folder
+from preprocessing.run import map_videos, run_step, step_parser
 
 
 def square(number: int) -> int:

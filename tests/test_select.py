@@ -31,12 +31,21 @@ def test_the_rule_by_hand(tmp_path, capsys):
     # the best of each run first (a 3, b 2), then the next best of all (a 2)
     chosen = {path.name: path.read_text() for path in (tmp_path / "weights").glob("final_*")}
     assert chosen == {"final_a_3": "a 3", "final_b_2": "b 2", "final_a_2": "a 2"}
-    assert capsys.readouterr().out.splitlines()[:3] == ["final_a_3  loss 0.3400", "final_a_2  loss 0.3600", "final_b_2  loss 0.4800"]
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "final_a_3  loss 0.3400",
+        "final_a_2  loss 0.3600",
+        "final_b_2  loss 0.4800",
+    ]
     assert (tmp_path / "logs" / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_two_networks_are_the_best_of_each_run():
-    epochs = [select.Epoch("a", 20, 0.1), select.Epoch("a", 21, 0.2), select.Epoch("b", 20, 0.9), select.Epoch("c", 16, 0.0)]
+    epochs = [
+        select.Epoch("a", 20, 0.1),
+        select.Epoch("a", 21, 0.2),
+        select.Epoch("b", 20, 0.9),
+        select.Epoch("c", 16, 0.0),
+    ]
     assert [epoch.checkpoint for epoch in select.select_epochs(epochs, 2, 16)] == ["a_20", "b_20"]
     assert select.weighted_loss(1.0, 2.0) == pytest.approx(1.7)
 

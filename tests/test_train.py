@@ -63,7 +63,9 @@ def metrics(out, name=NAME):
 
 
 def test_what_training_writes(trained):
-    assert sorted(path.name for path in (trained / "weights").iterdir()) == [f"{NAME}_{end}" for end in ("0", "1", "2", "last")]
+    assert sorted(path.name for path in (trained / "weights").iterdir()) == [
+        f"{NAME}_{end}" for end in ("0", "1", "2", "last")
+    ]
     rows = metrics(trained)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     # the schedule at the last step of each epoch: 0.05 * (1 - n / 12) ** 0.9
@@ -126,7 +128,10 @@ def test_a_step_is_sgd_with_clipped_gradients_by_hand(data, tmp_path):
     trainer = train.Trainer.build(config, World(0, 1, torch.device("cpu")), "none")
     trainer.network.fc.weight.data *= 100  # a gradient that has to be clipped
     trainer.model.train()
-    batch = {"image": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8), "label": torch.tensor([0.99, 0.01, 0.99, 0.99])}
+    batch = {
+        "image": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8),
+        "label": torch.tensor([0.99, 0.01, 0.99, 0.99]),
+    }
     before = {name: value.clone() for name, value in trainer.network.named_parameters()}
     loss = balanced_loss(trainer.logits(batch["image"]), batch["label"])[0]
     names = [name for name, value in trainer.network.named_parameters() if value.requires_grad]
@@ -168,7 +173,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
 @pytest.mark.slow
 def test_two_processes_under_torchrun(data, tmp_path):
     """Both see their half of one epoch; the weights are the same on both, so one process writes; resume works."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "training.train"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "training.train",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     settings = ["--set", *SMALL]
 

@@ -14,7 +14,10 @@ def opencv_frames(path):
     return frames
 
 
-@pytest.mark.parametrize("name, codec", [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.mov", "mjpeg")])
+@pytest.mark.parametrize(
+    "name, codec",
+    [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx-vp9"), ("a.mov", "mjpeg")],
+)
 def test_pixels_equal_opencv(tmp_path, name, codec):
     path = write_video(tmp_path / name, random_frames(12), codec)
     expected = opencv_frames(path)

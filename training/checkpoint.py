@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from preprocessing.cli import UserError
-from preprocessing.run import whole_file
+from preprocessing.files import whole_file
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
 

@@ -64,7 +64,9 @@ class Config(BaseModel):
     landmark_cutout: float = Field(0.7, ge=0, le=1, description="probability")
     hull_cutout: float = Field(0.2, ge=0, le=1, description="probability, where no landmark was cut out")
     half_cutout: float = Field(0.1, ge=0, le=1, description="probability, where neither was")
-    augmented: float = Field(1.0, ge=0, le=1, description="share of the training crops that the augmentations are applied to")
+    augmented: float = Field(
+        1.0, ge=0, le=1, description="share of the training crops that the augmentations are applied to"
+    )
     validation_frame_step: int = Field(20, ge=1, description="validate on frames 0, n, 2n, …")
     max_broken_crops: float = Field(0.01, ge=0, le=1, description="share of an epoch's crops that may be unreadable")
 
@@ -122,6 +124,12 @@ def _explain(error: ValidationError) -> str:
     *group, name = problem["loc"]
     known = list((InputSettings if group else Config).model_fields)
     # what the winner's own configuration called things, then the nearest spelling
-    winners = {"size": "input.size", "lr": "learning_rate", "schedule": "poly_power", "max_iter": "max_iterations", "fp16": "precision"}
+    winners = {
+        "size": "input.size",
+        "lr": "learning_rate",
+        "schedule": "poly_power",
+        "max_iter": "max_iterations",
+        "fp16": "precision",
+    }
     near = [winners[name]] if name in winners else difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
     return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}")

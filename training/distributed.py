@@ -1,6 +1,7 @@
 """Where training runs: one process, or one for each GPU (or CPU share) under torchrun. Only `training.train` asks here."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class World:
         on_gpu = self.device.type == "cuda"
         if sync_batchnorm and on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # the gradients of depthwise convolutions have ambiguous strides; averaging copies them, no more
+        warnings.filterwarnings("ignore", "Grad strides do not match")
         return DistributedDataParallel(model, device_ids=[self.device.index] if on_gpu else None)
 
     def gather(self, items: list) -> list:

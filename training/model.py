@@ -34,7 +34,9 @@ class DeepFakeClassifier(nn.Module):
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(unused.in_features, 1)
-        self._extract = self.encoder.extract_features if encoder.startswith(EFFICIENTNET_PYTORCH) else self.encoder.forward_features
+        self._extract = (
+            self.encoder.extract_features if encoder.startswith(EFFICIENTNET_PYTORCH) else self.encoder.forward_features
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, S, S) float, RGB, normalised. Returns logits (N,)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.cli import UserError, make_parser, positive_int, run_main
-from preprocessing.run import whole_file
+from preprocessing.files import whole_file
 
 FAKE_WEIGHT = 1.4  # the winner's setting: a missed fake weighs more
 AFTER_EPOCH = 16

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from preprocessing.cli import UserError, make_parser, run_main
-from preprocessing.run import whole_file
+from preprocessing.files import whole_file, write_csv
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
 from training.config import Config, load_config
 from training.dataset import BalancedSampler, Crops, TrainingCrops, ValidationCrops, collate, read_crops, split_crops
@@ -144,7 +144,9 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
         trainer.scaler.load_state_dict(resumed["scaler"])
         start, best = resumed["epoch"], resumed["bce_best"]
     training, validation = split_crops(read_crops(options.data_dir), options.fold, config.validation_frame_step)
-    sampler = BalancedSampler(training.label, config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size)
+    sampler = BalancedSampler(
+        training.label, config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size
+    )
     train_loader = _make_loader(TrainingCrops(training, config), options.workers, config.batch_size, sampler)
     mine = Subset(ValidationCrops(validation, config.input.size), range(world.rank, len(validation), world.size))
     val_loader = _make_loader(mine, options.workers, 2 * config.batch_size)
@@ -164,7 +166,8 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
             _log(log, row)
             state = {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
             save_checkpoint(last, state_dict=weights, **state, **entries)
-            print(f"epoch {epoch}: validation loss {row['val_loss']:.4f} (fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}), best {best:.4f}")
+            parts = f"fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}"
+            print(f"epoch {epoch}: validation loss {row['val_loss']:.4f} ({parts}), best {best:.4f}")
         world.barrier()
 
 
@@ -224,12 +227,16 @@ def _announce(name: str, config: Config, world: World, training: Crops, validati
         print(f"going on after epoch {start - 1}")
     print(f"{name}: {config.encoder} at {config.input.size} px on {world.size} x {world.device.type}")
     print(f"  {kinds[0]} crops to train on, {kinds[1]} to validate on")
-    print(f"  epochs {start} to {config.epochs - 1}, each {config.batches_per_epoch} batches of {effective} images = {world.size} processes x {config.batch_size}")
+    batches = f"{config.batches_per_epoch} batches of {effective} images = {world.size} processes x {config.batch_size}"
+    print(f"  epochs {start} to {config.epochs - 1}, each {batches}")
 
 
 def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> None:
     arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    text = yaml.safe_dump({"options": arguments, "config": config.model_dump(mode="json"), "torch": str(torch.__version__)}, sort_keys=False)
+    text = yaml.safe_dump(
+        {"options": arguments, "config": config.model_dump(mode="json"), "torch": str(torch.__version__)},
+        sort_keys=False,
+    )
     with whole_file(log / "args.yaml") as temporary:
         temporary.write_text(text)
 
@@ -242,10 +249,7 @@ def _log(log: Path, row: dict) -> None:
     if path.exists():
         with open(path, newline="") as file:
             rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
-    with whole_file(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(row), restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows([*rows, row])
+    write_csv(path, list(row), ([old.get(key, "") for key in row] for old in [*rows, row]))
     with SummaryWriter(str(log)) as writer:
         for key, value in row.items():
             if key != "epoch":
