@@ -3,10 +3,9 @@
 #   ./predict_submission.sh TEST_DIR submission.csv [options of inference.predict, such as --models A B]
 # Get the networks first: weights/download.sh. WEIGHTS_DIR=FOLDER takes them from another folder.
 set -euo pipefail
-if [[ $# -lt 2 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,4s/^# *//p' "$0"
-    exit $(($# < 1 ? 2 : 0))
-fi
+usage() { sed -n '2,4s/^# *//p' "$0"; }
+[[ ${1:-} == -h || ${1:-} == --help ]] && usage && exit 0
+[[ $# -ge 2 ]] || { usage >&2; exit 2; }
 videos=$(realpath -- "$1")
 output=$(realpath -m -- "$2")
 shift 2

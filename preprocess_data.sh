@@ -3,10 +3,9 @@
 #   ./preprocess_data.sh DATA [--workers N]
 # DATA holds dfdc_train_part_0, dfdc_train_part_1, … Run it again after an interruption: what is there is skipped.
 set -euo pipefail
-if [[ $# -lt 1 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,4s/^# *//p' "$0"
-    exit $(($# < 1 ? 2 : 0))
-fi
+usage() { sed -n '2,4s/^# *//p' "$0"; }
+[[ ${1:-} == -h || ${1:-} == --help ]] && usage && exit 0
+[[ $# -ge 1 ]] || { usage >&2; exit 2; }
 data=$(realpath -- "$1")
 shift
 cd -- "$(dirname -- "$0")"

@@ -63,8 +63,10 @@ class Trainer:
         images = self.normalize(images.to(self.world.device, non_blocking=True))
         kind = self.world.device.type
         precision = getattr(torch, self.config.precision)
+        # the wrapped model waits for the other processes, whose validation batches may be fewer
+        model = self.model if self.model.training else self.network
         with torch.autocast(kind, precision, enabled=kind == "cuda" and precision != torch.float32):
-            return self.model(images).float()
+            return model(images).float()
 
     def step(self, batch: dict, iteration: int) -> tuple[float, float, float]:
         """One optimizer step. Returns the loss over fakes and reals, over fakes, over reals."""
@@ -101,7 +103,7 @@ def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int) -> dict:
             tqdm.write(f"another crop was taken in place of: {message}", file=sys.stderr)
         if broken > config.max_broken_crops * config.batches_per_epoch * config.batch_size:
             raise UserError(f"{broken} crops of epoch {epoch} cannot be read, more than max_broken_crops allows")
-    means = [sum(parts) / (len(loader) * world.size) for parts in zip(*_by_three(world.gather(sums)))]
+    means = [sum(parts) / (len(loader) * world.size) for parts in zip(*world.gather([sums]))]
     images = len(loader) * config.batch_size * world.size
     return {
         "epoch": epoch,
@@ -115,11 +117,10 @@ def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int) -> dict:
 @torch.no_grad()
 def validate(trainer: Trainer, loader: DataLoader, crops: Crops) -> dict:
     """Score every video of the fold. Returns the validation columns of metrics.csv."""
-    trainer.network.eval()
+    trainer.model.eval()
     scores = []
     for batch in tqdm(loader, desc="validate", unit="batch", disable=not trainer.world.is_main):
-        images = trainer.normalize(batch["image"].to(trainer.world.device))
-        probabilities = torch.sigmoid(trainer.network(images)).tolist()
+        probabilities = torch.sigmoid(trainer.logits(batch["image"])).tolist()
         scores += zip(crops.video[batch["row"]].tolist(), probabilities, batch["label"].tolist())
     fake_loss, real_loss = video_losses(trainer.world.gather(scores))
     return {"val_fake_loss": fake_loss, "val_real_loss": real_loss, "val_loss": (fake_loss + real_loss) / 2}
@@ -254,10 +255,6 @@ def _log(log: Path, row: dict) -> None:
         for key, value in row.items():
             if key != "epoch":
                 writer.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
-
-
-def _by_three(values: list[float]) -> list[list[float]]:
-    return [values[start : start + 3] for start in range(0, len(values), 3)]
 
 
 def main(argv: list[str] | None = None) -> int:
