@@ -16,6 +16,8 @@ import numpy as np
 
 from demo.actors import OUTLINE, Actor
 
+PATCH_MARGIN = 12  # pixels of the donor's texture around its landmarks
+
 
 class FaceSwap:
     """Puts a donor's face over a face in given frames. The jitter is drawn from a seed."""
@@ -24,24 +26,18 @@ class FaceSwap:
         self.difficulty = difficulty
         self._rng = np.random.default_rng([4, seed])
         self._outline = slice(len(donor.landmarks) - len(OUTLINE), None)
-        left, top = donor.landmarks.min(axis=0) - 12
-        right, bottom = donor.landmarks.max(axis=0) + 12
+        left, top = np.floor(donor.landmarks.min(axis=0) - PATCH_MARGIN).astype(int)
+        right, bottom = np.ceil(donor.landmarks.max(axis=0) + PATCH_MARGIN).astype(int)
+        face = donor.texture[top:bottom, left:right, :3]
         # a learned swap paints at a fixed small size; so does this one
-        resolution = (12 + 60 * difficulty) / (right - left)
-        size = (round((right - left) * resolution), round((bottom - top) * resolution))
-        to_patch = np.array([[resolution, 0, -left * resolution], [0, resolution, -top * resolution]], np.float32)
-        shrunk = cv2.resize(
-            donor.texture[int(top) : int(bottom) + 1, int(left) : int(right) + 1, :3],
-            size,
-            interpolation=cv2.INTER_AREA,
-        )
-        self._patch = shrunk
-        self._landmarks = donor.landmarks @ to_patch[:, :2].T + to_patch[:, 2]
+        size = np.round((12 + 60 * difficulty) * np.array([1, face.shape[0] / face.shape[1]])).astype(int)
+        self._patch = cv2.resize(face, size.tolist(), interpolation=cv2.INTER_AREA)
+        self._landmarks = (donor.landmarks - [left, top] + 0.5) * size / [face.shape[1], face.shape[0]] - 0.5
 
     def __call__(self, frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """Swap the face whose landmarks (K, 2) in pixels are given. Frame and result: (H, W, 3) uint8 RGB."""
         jitter = self._rng.normal(0, 0.2 + 1.8 * (1 - self.difficulty), landmarks.shape)
-        target = (landmarks + jitter * [1, 1]).astype(np.float32)
+        target = (landmarks + jitter).astype(np.float32)
         size = (frame.shape[1], frame.shape[0])
         matrix = _fit_affine(self._landmarks, target)
         face = cv2.warpAffine(self._patch, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -113,6 +113,16 @@ def write_labels(folder: Path, clips: list[Clip]) -> None:
     write_csv(folder / "labels.csv", ["filename", "label", "original", "difficulty"], sorted(rows))
 
 
+def _keep_options(options: argparse.Namespace) -> None:
+    """Note what the data is made with; data made with other options must not be mixed with it."""
+    path = options.output_dir / "options.json"
+    ours = json.dumps({key: value for key, value in vars(options).items() if key not in ("output_dir", "workers")})
+    if path.exists() and path.read_text() != ours:
+        raise UserError(f"{options.output_dir}: was made with other options; delete it, or give another --output-dir")
+    with whole_file(path) as temporary:
+        temporary.write_text(ours)
+
+
 def _name(scene: int, kind: str) -> str:
     """Ten letters that tell nothing, as DFDC's names."""
     digest = hashlib.sha256(f"{scene} {kind}".encode()).digest()
@@ -136,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     # a swap in a shot of two needs two donors who are not in it
     if options.actors < 4 * len(PARTS) or options.test_actors < 4:
         raise UserError(f"--actors must be at least {4 * len(PARTS)} and --test-actors at least 4: each part needs four")
+    _keep_options(options)
     groups = np.array_split(np.arange(options.actors), len(PARTS))
     folders = {options.output_dir / f"dfdc_train_part_{part}": group for part, group in zip(PARTS, groups)}
     folders[options.output_dir / "test_videos"] = np.arange(options.test_actors) + 1000

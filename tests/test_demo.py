@@ -12,6 +12,7 @@ from demo import make_dataset
 from demo.actors import Scene, make_actor
 from demo.face_swap import FaceSwap
 from inference import predict, score
+from preprocessing.cli import UserError
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
 from tests.test_preprocessing import STEPS
 from tests.test_train import ROOT
@@ -99,6 +100,13 @@ def test_the_layout_is_dfdcs(data):
     assert [row["label"] for row in rows].count("1") == 20 == len(rows) / 2
     difficulties = [float(row["difficulty"]) for row in rows if row["label"] == "1"]
     assert 0 <= min(difficulties) < max(difficulties) <= 0.3
+
+
+@pytest.mark.slow
+def test_data_of_other_options_is_not_mixed_in(data, capsys):
+    assert make_dataset.main(["--output-dir", str(data), *SMALL]) == 0
+    with pytest.raises(UserError, match="other options"):
+        make_dataset.main(["--output-dir", str(data), *SMALL, "--frames", "41"])
 
 
 @pytest.mark.slow
