@@ -14,7 +14,7 @@ import torch
 from preprocessing.cli import UserError
 from preprocessing.crops import crop_face, full_box
 from preprocessing.faces import half_size, load_detector
-from preprocessing.video import probe, read_frames
+from preprocessing.video import VideoError, probe, read_frames
 from training.augment import plain_transform
 from training.checkpoint import load_classifier
 from training.config import InputSettings
@@ -57,22 +57,23 @@ def extract_faces(path: Path, settings: InputSettings, sizes: Sequence[int], dev
     numbers = frame_numbers(info.frames, settings.frames_per_video)
     detector = load_detector(settings.detector_thresholds, device)
     faces, crops, read = VideoFaces(), [], 0
-    for number, frame in read_frames(path, numbers):
-        read += 1
-        for box in detector([half_size(frame)])[0].boxes:
-            crop = crop_face(frame, box, settings.margin_parts)
-            if crop.size:
-                crops.append([plain_transform(crop, size) for size in sizes])
-                faces.frames.append(number)
-                faces.times.append(number / info.fps if info.fps else 0.0)
-                faces.boxes.append(full_box(box))
+    try:
+        for number, frame in read_frames(path, numbers):
+            read += 1
+            for box in detector([half_size(frame)])[0].boxes:
+                crop = crop_face(frame, box, settings.margin_parts)
+                if crop.size:
+                    crops.append([plain_transform(crop, size) for size in sizes])
+                    faces.frames.append(number)
+                    faces.times.append(number / info.fps if info.fps else 0.0)
+                    faces.boxes.append(full_box(box))
+    except VideoError:
+        if not read:  # else what was read before the damage counts, and the trouble says how much that is
+            raise
     faces.inputs = {size: np.stack(images) for size, images in zip(sizes, zip(*crops))}
-    if not read:
-        faces.trouble = f"none of {len(numbers)} frames could be decoded"
-    elif not crops:
-        faces.trouble = f"no face found in {read} frames"
-    if 0 < read < len(numbers):
-        faces.trouble = f"only {read} of {len(numbers)} frames could be decoded" + f"; {faces.trouble}" * bool(faces.trouble)
+    troubles = [f"only {read} of {len(numbers)} frames could be decoded"] if read < len(numbers) else []
+    troubles += [] if crops else [f"no face found in {read} frames"]
+    faces.trouble = "; ".join(troubles)
     return faces
 
 

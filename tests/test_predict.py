@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -170,6 +171,24 @@ def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_pat
     torch.save(checkpoint, folder / "two")
     with pytest.raises(UserError, match="two: expects other frames"):
         run(videos, tmp_path / "s.csv", folder)
+
+
+def test_a_video_cut_in_half_is_judged_by_what_is_left(videos, checkpoints, tmp_path):
+    """An MP4 with its index in front says 24 frames, of which half are there."""
+    with av.open(str(videos / f"{REAL}.mp4")) as source:
+        with av.open(str(tmp_path / "cut.mp4"), "w", options={"movflags": "faststart"}) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+    whole = (tmp_path / "cut.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 6 // 10])
+    assert run(tmp_path / "cut.mp4", tmp_path / "s.csv", checkpoints) == 0
+    (row,), (trouble,) = read_rows(tmp_path / "s.csv"), read_rows(tmp_path / "s.report.csv")
+    assert 0 < float(row["label"]) < 1 and float(row["label"]) != 0.5
+    read = int(trouble["faces"])  # one face in each frame
+    assert 3 < read < 24 and trouble["trouble"] == f"only {read} of 24 frames could be decoded"
 
 
 def test_an_error_that_is_not_the_videos_is_never_a_half(videos, checkpoints, tmp_path, monkeypatch):
