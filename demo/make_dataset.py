@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fakes", type=positive_int, default=2, help="fake videos of each real one")
     parser.add_argument("--frames", type=positive_int, default=80, help=f"of each video, {FRAMES_PER_SECOND} a second")
     parser.add_argument(
-        "--difficulty", type=share, nargs=2, default=(0.0, 0.6), metavar=("MIN", "MAX"),
+        "--difficulty", type=share, nargs=2, default=(0.0, 0.5), metavar=("MIN", "MAX"),
         help="how hard the fakes are to see, each drawn between these: 0 is plain, 1 is hard (demo/face_swap.py)",
     )  # fmt: skip
     parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="videos made at a time")
