@@ -15,6 +15,6 @@ install: .venv/installed
 .venv/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} will not do, 3.10 to 3.13 will: PYTHON=python3.12 make $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv .venv
-	@echo "installing requirements.txt: about 3 GB to download and 6 GB on disk, most of it PyTorch with CUDA"
+	@echo "installing requirements.txt: about 6 GB on disk, most of it PyTorch with CUDA"
 	.venv/bin/python -m pip install -r requirements.txt -c constraints.txt
 	touch $@

@@ -1,4 +1,5 @@
 import csv
+import random
 import shutil
 from collections import Counter
 
@@ -79,7 +80,7 @@ def test_each_cutout_is_taken_as_often_as_the_recipe_says(data):
     crops = read_crops(data)
     reals = crops.where((crops.video == REAL) & (crops.frame == 0))
     dataset = TrainingCrops(reals, Config(input={"size": 64}, augmented=0))
-    plain = plain_transform(dataset._read(0, __import__("random").Random(1)) * 0 + 255, 64)
+    plain = plain_transform(dataset._read(0, random.Random(1)) * 0 + 255, 64)
     inside = plain[..., 0] > 0
     shares = np.array([(dataset[0, seed]["image"].max(axis=2) == 0)[inside].mean() for seed in range(1500)])
     untouched = 0.7 / 8 + 0.3 * 0.8 * 0.9

@@ -1,9 +1,11 @@
 """The demo's data, and that a network really learns from it: with true labels it does, with shuffled labels it does not."""
 
+import argparse
 import csv
 import json
 import shutil
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import av
 import numpy as np
@@ -112,9 +114,9 @@ def test_data_of_other_options_is_not_mixed_in(data, capsys):
 
 @pytest.mark.slow
 def test_test_actors_are_new():
-    options = make_dataset.argparse.Namespace(shots=2, fakes=2, frames=10, difficulty=(0, 1))
-    training = [clip for clip in make_dataset.plan_folder(make_dataset.Path("a"), list(range(40)), options)]
-    testing = [clip for clip in make_dataset.plan_folder(make_dataset.Path("b"), list(range(1000, 1012)), options)]
+    options = argparse.Namespace(shots=2, fakes=2, frames=10, difficulty=(0, 1))
+    training = [clip for clip in make_dataset.plan_folder(Path("a"), list(range(40)), options)]
+    testing = [clip for clip in make_dataset.plan_folder(Path("b"), list(range(1000, 1012)), options)]
     people = [{person for clip in clips for person in clip.actors + clip.donors} for clips in (training, testing)]
     assert not people[0] & people[1] and len(people[1]) == 12
     assert {len(clip.actors) for clip in training} == {1, 2}
