@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from timm.layers import convert_sync_batchnorm
 
 from preprocessing.cli import UserError
 from training import train
 from training.checkpoint import load_checkpoint
+from training.config import load_config
+from training.distributed import World
 from training.losses import balanced_loss
+from training.model import DeepFakeClassifier
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["input.size=32", "epochs=3", "batches_per_epoch=4", "batch_size=4", "max_iterations=12", "validation_frame_step=10",
@@ -120,9 +124,6 @@ def test_other_settings_do_not_go_on(trained, data, tmp_path):
 
 def test_a_step_is_sgd_with_clipped_gradients_by_hand(data, tmp_path):
     """One step of plain formulas on a copy of the network: balanced loss, norm clipped to 1, Nesterov, weight decay."""
-    from training.config import load_config
-    from training.distributed import World
-
     config = load_config(ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0"])
     torch.manual_seed(0)
     trainer = train.Trainer.build(config, World(0, 1, torch.device("cpu")), "none")
@@ -219,3 +220,42 @@ def test_gradients_are_averaged_and_results_gathered(tmp_path):
     for result in results:
         np.testing.assert_allclose(result["gradient"][0], torch.arange(12.0).view(4, 3).mean(dim=0), rtol=1e-6)
         assert result["gathered"] == [0, 0, 1, 10]
+
+
+def test_shared_batch_norm_keeps_every_layer_and_its_activation():
+    """A batch norm of timm holds the activation too: converted, the network must still give the same answers."""
+    torch.manual_seed(0)
+    model = DeepFakeClassifier("tf_efficientnet_b0.ns_jft_in1k").eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        shared = convert_sync_batchnorm(model)
+        torch.testing.assert_close(shared(images), expected, rtol=0, atol=0)
+        plain = torch.nn.SyncBatchNorm.convert_sync_batchnorm(DeepFakeClassifier("tf_efficientnet_b0.ns_jft_in1k").eval())
+        plain.load_state_dict(model.state_dict())
+        assert (plain(images) - expected).abs().max() > 1e-3  # PyTorch's own conversion loses the activations
+    kinds = [type(each) for each in shared.modules() if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(kinds) == 49 and all(issubclass(kind, torch.nn.SyncBatchNorm) for kind in kinds)
+    assert shared.state_dict().keys() == DeepFakeClassifier("tf_efficientnet_b0.ns_jft_in1k").state_dict().keys()
+
+
+def _shared_batch_norm(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cuda", 0))
+    model = world.wrap(torch.nn.Sequential(torch.nn.BatchNorm2d(1)), sync_batchnorm=True)
+    inputs = torch.tensor([[0.0, 2.0], [4.0, 6.0]][rank], device="cuda").view(2, 1, 1, 1)
+    norm = model.module[0]
+    result = {"out": model(inputs).flatten().cpu(), "mean": norm.running_mean.cpu(), "var": norm.running_var.cpu()}
+    torch.save({key: value.detach() for key, value in result.items()}, f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch's SyncBatchNorm needs a GPU")
+def test_shared_batch_norm_by_hand(tmp_path):
+    """0, 2 on one process and 4, 6 on the other: mean 3, variance 5, in the running variance 20 / 3 as of a sample."""
+    torch.multiprocessing.spawn(_shared_batch_norm, (str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
+    for result, values in zip(results, ([0, 2], [4, 6])):
+        np.testing.assert_allclose(result["out"], (np.array(values) - 3) / np.sqrt(5 + 1e-5), rtol=1e-5)
+        np.testing.assert_allclose([result["mean"], result["var"]], [[0.3], [0.9 + 2 / 3]], rtol=1e-5)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,7 +35,8 @@ class World:
             return model
         on_gpu = self.device.type == "cuda"
         if sync_batchnorm and on_gpu:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            # not PyTorch's own: timm's batch norms hold the activation too, which that would leave out
+            model = convert_sync_batchnorm(model)
         # the gradients of depthwise convolutions have ambiguous strides; averaging copies them, no more
         warnings.filterwarnings("ignore", "Grad strides do not match")
         return DistributedDataParallel(model, device_ids=[self.device.index] if on_gpu else None)
