@@ -12,6 +12,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from inference.aggregate import ensemble_label
 from preprocessing.cli import UserError
 from preprocessing.files import whole_file, write_csv
 
@@ -34,7 +37,7 @@ class Journal:
             raise UserError(f"{output.parent}: cannot be written to ({error.strerror})") from error
 
     def add(self, entry: dict) -> None:
-        """Keep one video's answer: filename, label, trouble, frames, times, boxes, probabilities by model."""
+        """Keep one video's answer: filename, trouble, frames, times, boxes, probabilities by model."""
         self.entries[entry["filename"]] = entry
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
@@ -50,12 +53,16 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.report.csv")
 
 
-def write_submission(output: Path, entries: dict[str, dict]) -> None:
-    """The submission and its report."""
+def write_submission(output: Path, entries: dict[str, dict], rule: str) -> None:
+    """The submission, by one of `inference.aggregate.RULES`, and its report."""
     ordered = [entries[name] for name in sorted(entries)]
-    write_csv(output, ["filename", "label"], ([entry["filename"], entry["label"]] for entry in ordered))
+    write_csv(output, ["filename", "label"], ([entry["filename"], _label(entry, rule)] for entry in ordered))
     troubled = ([entry["filename"], len(entry["frames"]), entry["trouble"]] for entry in ordered if entry["trouble"])
     write_csv(report_path(output), ["filename", "faces", "trouble"], troubled)
+
+
+def _label(entry: dict, rule: str) -> float:
+    return ensemble_label([np.array(each, np.float32) for each in entry["probabilities"].values()], rule)
 
 
 def write_faces(output: Path, entries: dict[str, dict]) -> None:

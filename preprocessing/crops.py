@@ -4,6 +4,7 @@ Method: the winner's. Boxes come from half-resolution frames; they are doubled, 
 third of the box on each side and clipped to the frame.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import cv2
 import numpy as np
 
 from preprocessing.cli import UserError
+
+# OpenCV leaves enlarging to Intel's IPP, which rounds a few pixels in a million differently with each of its code paths
+# (SSE4.2, AVX2, AVX-512) and chooses by processor; that moved scores by up to 0.0008. One path for all machines, the one
+# the recordings were made with. OpenCV reads this at its first use of IPP, after this module is imported.
+os.environ.setdefault("OPENCV_IPP", "avx2")
 
 MARGIN_PARTS = 3  # a crop has 1/3 of the box's width and height added on each side (the winner's setting)
 

@@ -32,6 +32,11 @@ pytestmark = [
 ]
 
 
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def recorded(name):
     return json.loads((GOLDEN / name).read_text())
 
@@ -97,27 +102,26 @@ def test_training_boxes_crops_landmarks_diffs_and_folds(data):
     assert rows[0] <= rows[1]
 
 
-def test_labels_of_two_checkpoints_in_the_winners_form(tmp_path):
+def test_faces_and_labels_of_two_checkpoints_in_the_winners_form(tmp_path):
     models = sorted(path.name for path in GOLDEN.glob("golden_*"))
     videos = tmp_path / "videos"
     videos.mkdir()
     for path in CLIPS.glob("*/*.mp4"):
         shutil.copyfile(path, videos / path.name)
-    predict.main(
-        [
-            "--test-dir",
-            str(videos),
-            "--output",
-            str(tmp_path / "s.csv"),
-            "--weights-dir",
-            str(GOLDEN),
-            "--device",
-            "cpu",
-            "--models",
-            *models,
-        ]
-    )
-    with open(tmp_path / "s.csv", newline="") as file:
-        labels = {row["filename"]: float(row["label"]) for row in csv.DictReader(file)}
+    arguments = ["--test-dir", videos, "--output", tmp_path / "s.csv", "--faces-csv", tmp_path / "faces.csv",
+                 "--weights-dir", GOLDEN, "--device", "cpu", "--models", *models]  # fmt: skip
+    assert predict.main([str(argument) for argument in arguments]) == 0
+    labels = {row["filename"]: float(row["label"]) for row in read_rows(tmp_path / "s.csv")}
     expected = {name: video["label"] for name, video in recorded("inference.json").items()}
-    assert labels == pytest.approx(expected, abs=1e-4)
+    faces = read_rows(tmp_path / "faces.csv")
+    apart = []
+    for name, video in recorded("inference.json").items():
+        for prediction in video["predictions"]:
+            ours = [
+                float(row["probability"]) for row in faces if (row["video"], row["model"]) == (name, prediction["model"])
+            ]
+            np.testing.assert_allclose(ours, prediction["faces"], rtol=0, atol=1e-5, err_msg=name)
+            apart += np.abs(np.subtract(ours, prediction["faces"])).tolist()
+    assert labels == pytest.approx(expected, abs=1e-5)
+    print(f"{len(apart)} faces within {max(apart):.1e}, {len(labels)} labels within "
+          f"{max(abs(labels[name] - expected[name]) for name in labels):.1e}")  # fmt: skip

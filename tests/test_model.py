@@ -1,4 +1,5 @@
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,45 @@ from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier, Normalize
 
 B0 = "tf_efficientnet_b0.ns_jft_in1k"
+
+# Logits of `made_images` by networks of `made_weights`, recorded with timm 0.4.12 (docs/fidelity.md has the command). A
+# changed timm that moves them would move the published networks' scores.
+PINNED = {
+    "tf_efficientnet_b0_ns": [0.099157363, 0.093736216, 0.1135029, 0.11142063],
+    "tf_efficientnet_b2_ns": [2.9985647, 4.4932494, 5.3299079, 2.8340058],
+}
+
+
+def made_weights(state):
+    """Weights that any version of PyTorch and NumPy makes alike: drawn by each entry's name, sized so that nothing explodes."""
+    made = {}
+    for key, value in state.items():
+        draw, shape = np.random.RandomState(zlib.crc32(key.encode())), tuple(value.shape)
+        if key.endswith("running_var"):
+            values = draw.uniform(0.5, 1.5, shape)
+        elif key.endswith(("running_mean", "bias")):
+            values = draw.normal(0, 0.1, shape)
+        elif len(shape) < 2:  # a batch norm's weight, or its count of batches
+            values = draw.uniform(0.8, 1.2, shape)
+        else:
+            values = draw.normal(0, np.sqrt((2 if len(shape) == 4 else 1) / np.prod(shape[1:])), shape)
+        made[key] = torch.tensor(values, dtype=value.dtype)
+    return made
+
+
+def made_images():
+    """(4, 3, 96, 96) float32, as after normalising."""
+    return torch.tensor(np.random.RandomState(0).normal(0, 1, (4, 3, 96, 96)), dtype=torch.float32)
+
+
+def made_logits(name):
+    """The answers of a network put together by hand around timm's encoder, of whatever version is imported."""
+    encoder = timm.create_model(name).eval()
+    encoder.load_state_dict(made_weights(encoder.state_dict()))
+    fc = made_weights({"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)})
+    with torch.no_grad():
+        pooled = encoder.forward_features(made_images()).mean(dim=(2, 3))
+    return (pooled @ fc["fc.weight"][0] + fc["fc.bias"]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -85,25 +125,37 @@ def test_own_checkpoint_brings_its_settings(tmp_path):
     assert settings == config.input and not loaded.training
 
 
-def test_a_checkpoint_in_the_winners_form_loads(tmp_path):
-    """The file format of before PyTorch 1.6, `module.` before each key, a NumPy float, no settings."""
-    torch.manual_seed(2)
-    model = DeepFakeClassifier(B0).eval()
-    path = tmp_path / "final_111_DeepFakeClassifier_tf_efficientnet_b0_ns_0_36"
+def write_as_the_winner(path, weights):
+    """The file format of before PyTorch 1.6, `module.` before each key, a NumPy 1 float, no settings."""
     entries = {
         "epoch": 37,
-        "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
+        "state_dict": {f"module.{key}": value for key, value in weights.items()},
         "bce_best": np.float64(0.2),
     }
     torch.save(entries, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     assert b"numpy._core.multiarray" in data  # NumPy 2's name; his files have NumPy 1's
     path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
-    loaded, settings = load_classifier(path)
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("short, recorded", PINNED.items())
+def test_a_checkpoint_in_the_winners_form_gives_the_answers_of_2020(tmp_path, short, recorded):
+    path = tmp_path / f"final_111_DeepFakeClassifier_{short}_0_36"
+    encoder = timm.create_model(short.replace("_ns", ".ns_jft_in1k"))
+    fc = made_weights({"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)})
+    write_as_the_winner(path, {f"encoder.{key}": value for key, value in made_weights(encoder.state_dict()).items()} | fc)
+    model, settings = load_classifier(path)
     assert settings == InputSettings() and load_checkpoint(path)["bce_best"] == 0.2
+    with torch.no_grad():
+        np.testing.assert_allclose(model(made_images()), recorded, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"bn_eps": 1e-5}, {"pad_type": ""}])
+def test_the_recorded_answers_tell_another_epsilon_or_padding_apart(change, monkeypatch):
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name: real(name, **change))
+    apart = np.abs(np.subtract(made_logits(B0), PINNED["tf_efficientnet_b0_ns"]))
+    assert apart.max() > 10 * 1e-5
 
 
 class Evil:

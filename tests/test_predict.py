@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from inference import predict
-from inference.aggregate import confident_mean
+from inference.aggregate import winner
 from preprocessing.cli import UserError
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
 from tests.media import FAKE, LONE, REAL, random_frames, write_sound, write_video
@@ -105,7 +105,7 @@ def test_label_and_faces_equal_the_slow_way(predicted, videos, checkpoints, name
     columns = ("frame", "time", "x1", "y1", "x2", "y2", "probability")
     got = [[float(row[column]) for column in columns] for row in rows]
     np.testing.assert_allclose(got, [line[:-2] + line[-1:] for line in expected], atol=1e-4)
-    label = np.mean([confident_mean(np.array(scores)) for scores in by_model.values()])
+    label = np.mean([winner(np.array(scores)) for scores in by_model.values()])
     labels = {row["filename"]: float(row["label"]) for row in read_rows(predicted / "submission.csv")}
     assert labels[f"{name}.mp4"] == pytest.approx(label, abs=1e-4)
 
