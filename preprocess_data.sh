@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Raw DFDC videos to crops, landmarks, diffs and folds: the five preprocessing steps, one after the other.
-#   ./preprocess_data.sh DATA [--workers N]
+#   ./preprocess_data.sh DATA [--workers N] [--device cpu]
 # DATA holds dfdc_train_part_0, dfdc_train_part_1, … Run it again after an interruption: what is there is skipped.
 set -euo pipefail
 usage() { sed -n '2,4s/^# *//p' "$0"; }
@@ -10,6 +10,4 @@ data=$(realpath -- "$1")
 shift
 cd -- "$(dirname -- "$0")"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
-for step in 01_detect_faces 02_extract_crops 03_extract_landmarks 04_make_diffs 05_make_folds; do
-    python -m "preprocessing.$step" --root-dir "$data" "$@"
-done
+python -m preprocessing --root-dir "$data" "$@"

@@ -12,6 +12,7 @@ Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolut
 import argparse
 import csv
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -63,16 +64,17 @@ def published_models() -> list[str]:
         return [row["name"] for row in csv.DictReader(file)]
 
 
-def make_entry(path: Path, ensemble: Ensemble, faces: VideoFaces) -> dict:
-    """A video's line in the journal."""
-    return {
-        "filename": path.name,
-        "trouble": faces.trouble,
-        "frames": faces.frames,
-        "times": faces.times,
-        "boxes": faces.boxes,
-        "probabilities": {name: scores.tolist() for name, scores in zip(ensemble.names, ensemble(faces))},
-    }
+def make_entries(ensemble: Ensemble, found: dict[Path, VideoFaces]) -> Iterator[dict]:
+    """The journal's lines of some videos, whose faces the networks look at together."""
+    for (path, faces), scores in zip(found.items(), ensemble(list(found.values()))):
+        yield {
+            "filename": path.name,
+            "trouble": faces.trouble,
+            "frames": faces.frames,
+            "times": faces.times,
+            "boxes": faces.boxes,
+            "probabilities": {name: each.tolist() for name, each in zip(ensemble.names, scores)},
+        }
 
 
 def predict(options: argparse.Namespace) -> dict[str, dict]:
@@ -86,12 +88,17 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     if len(todo) < len(videos):
         print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
     task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device)
+    found: dict[Path, VideoFaces] = {}
     for path, faces, error in map_videos(task, todo, options.workers, "predict"):
         if isinstance(error, VideoError):
             faces = VideoFaces(trouble=describe(error, path))
         elif error is not None:  # a defect or a broken machine must not become a score of 0.5
             raise error
-        journal.add(make_entry(path, ensemble, faces))
+        found[path] = faces
+        if sum(len(each.frames) for each in found.values()) >= ensemble.enough:
+            journal.add(make_entries(ensemble, found))
+            found = {}
+    journal.add(make_entries(ensemble, found))
     entries = {path.name: journal.entries[path.name] for path in videos}
     write_submission(options.output, entries, options.rule)
     if options.faces_csv:

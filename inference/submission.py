@@ -9,7 +9,7 @@ Writes submission.csv                filename,label       label = probability of
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +36,11 @@ class Journal:
         except OSError as error:
             raise UserError(f"{output.parent}: cannot be written to ({error.strerror})") from error
 
-    def add(self, entry: dict) -> None:
-        """Keep one video's answer: filename, trouble, frames, times, boxes, probabilities by model."""
-        self.entries[entry["filename"]] = entry
-        self._file.write(json.dumps(entry) + "\n")
+    def add(self, entries: Iterable[dict]) -> None:
+        """Keep some videos' answers: filename, trouble, frames, times, boxes, probabilities by model."""
+        for entry in entries:
+            self.entries[entry["filename"]] = entry
+            self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 
     def finish(self) -> None:

@@ -36,7 +36,7 @@ def detect_faces(video: Video, root: Path, device: str) -> list[str]:
     batch: dict[int, object] = {}
 
     def flush() -> None:
-        for number, faces in zip(batch, detector(list(batch.values()))):
+        for number, faces in zip(batch, detector(list(batch.values()), together=True)):
             boxes[number] = faces.boxes.tolist() or None
         batch.clear()
 

@@ -21,6 +21,8 @@ from preprocessing.faces import LANDMARK_THRESHOLDS, add_device_option, load_det
 from preprocessing.files import whole_folder
 from preprocessing.run import run_step, step_parser
 
+BATCH = 16  # crops in memory at a time
+
 
 def extract_landmarks(video: Video, root: Path, device: str) -> list[str]:
     """Write one video's landmarks. Returns reasons for what was left out: none.
@@ -30,10 +32,12 @@ def extract_landmarks(video: Video, root: Path, device: str) -> list[str]:
     """
     detector = load_detector(LANDMARK_THRESHOLDS, device)
     with whole_folder(landmarks_folder(root, video.name)) as folder:
-        for path in sorted(crops_folder(root, video.name).glob("*.png")):
-            faces = detector([read_image(path)])[0]
-            if len(faces):
-                np.save(folder / f"{path.stem}.npy", np.around(faces.landmarks[0]).astype(np.int16))
+        paths = sorted(crops_folder(root, video.name).glob("*.png"))
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
+            for path, faces in zip(batch, detector([read_image(path) for path in batch])):
+                if len(faces):
+                    np.save(folder / f"{path.stem}.npy", np.around(faces.landmarks[0]).astype(np.int16))
     return []
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
 from PIL import Image
 
 Thresholds = tuple[float, float, float]  # one for each of MTCNN's three networks
@@ -44,26 +43,32 @@ class FaceDetector:
     """MTCNN on one device. Calling it with images gives one `Faces` for each."""
 
     def __init__(self, thresholds: Thresholds, device: str = "cpu"):
-        from facenet_pytorch import MTCNN
+        from preprocessing.mtcnn import Cascade  # PyTorch takes seconds to import; steps that only look at crops need not
 
-        self._mtcnn = MTCNN(margin=0, min_face_size=MIN_FACE_SIZE, thresholds=list(thresholds), device=torch.device(device))
+        self._thresholds = thresholds
+        self._cascade = Cascade(device)
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Faces]:
-        """Detect faces in images (H, W, 3) uint8 RGB, all of one size, as one batch.
+    def __call__(self, images: Sequence[np.ndarray], together: bool = False) -> list[Faces]:
+        """Detect faces in images (H, W, 3) uint8 RGB, which may differ in size.
 
-        The batch matters: facenet-pytorch keeps the frames of a batch apart by adding large offsets to their boxes in
-        float32, so a borderline box can survive in a batch and not alone. Each caller batches as the winner did there.
+        Args:
+            together: as facenet-pytorch does with all of them in one batch; otherwise as with each alone. It matters: in a
+                batch large float32 offsets keep the frames' boxes apart, so a borderline box can survive there and not alone.
+                Each caller does as the winner did in its place.
         """
-        if not len(images) or min(images[0].shape[:2]) < MIN_FACE_SIZE:
-            return [_no_faces() for _ in images]
-        results = zip(*self._mtcnn.detect(np.stack(images), landmarks=True))
-        return [_no_faces() if boxes is None else _faces(boxes, scores, points) for boxes, scores, points in results]
+        large = [number for number, image in enumerate(images) if min(image.shape[:2]) >= MIN_FACE_SIZE]
+        found = [_no_faces() for _ in images]
+        if large:
+            results = self._cascade([images[number] for number in large], self._thresholds, MIN_FACE_SIZE, together)
+            for number, (boxes, landmarks) in zip(large, results):
+                found[number] = _largest_first(boxes, landmarks)
+        return found
 
 
 @cache
-def load_detector(thresholds: Thresholds, device: str = "cpu") -> FaceDetector:
+def load_detector(thresholds: Thresholds, device: str = "auto") -> FaceDetector:
     """One detector for each setting and process, made at first use."""
-    return FaceDetector(thresholds, device)
+    return FaceDetector(thresholds, pick_device(device))
 
 
 def half_size(frame: np.ndarray) -> np.ndarray:
@@ -73,9 +78,9 @@ def half_size(frame: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
 
 
-def _faces(boxes: np.ndarray, probabilities: np.ndarray, landmarks: np.ndarray) -> Faces:
-    # facenet-pytorch gives object arrays under NumPy 2
-    return Faces(*(np.asarray(part, dtype=np.float32) for part in (boxes, probabilities, landmarks)))
+def _largest_first(boxes: np.ndarray, landmarks: np.ndarray) -> Faces:
+    order = np.argsort((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))[::-1]
+    return Faces(boxes[order, :4], boxes[order, 4], landmarks[order])
 
 
 def _no_faces() -> Faces:
@@ -83,6 +88,12 @@ def _no_faces() -> Faces:
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """`--device`, by default the GPU where there is one."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help="cpu, cuda or cuda:N; the default is what this machine has")
+    """`--device`, which `pick_device` reads."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is the GPU where there is one")
+
+
+def pick_device(name: str) -> str:
+    """What `auto` means on this machine; other names as they are."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

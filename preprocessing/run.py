@@ -7,12 +7,14 @@ and the exit status says whether too much did. Nothing else in the project start
 
 import argparse
 import csv
+import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +31,8 @@ Result = TypeVar("Result")
 
 MAX_FAILURES = 0.02  # share of videos; DFDC itself has a few that no decoder reads
 SHOWN_TROUBLES = 5
+WORKER_NICENESS = 10  # the process that holds the networks comes first: its threads wait for each other
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
 def step_parser(description: str) -> argparse.ArgumentParser:
@@ -97,7 +101,26 @@ def describe(error: Exception, path: Path) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
+@contextmanager
+def keep_workers(workers: int) -> Iterator[None]:
+    """Inside this block `map_videos` does not start worker processes each time, but uses the same ones again."""
+    _kept.append(_start_pool(workers))
+    try:
+        yield
+    finally:
+        _kept.pop().shutdown(cancel_futures=True)
+
+
+def keep_memory() -> None:
+    """Tell glibc, where this is glibc, to keep freed memory for the next tensor instead of giving it back to the system:
+    fetching it anew costs more than B7's arithmetic (docs/LOG.md)."""
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _here(task: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
+    keep_memory()
     for item in items:
         try:
             yield item, task(item), None
@@ -106,7 +129,7 @@ def _here(task: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
 
 
 def _in_processes(task: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    pool = _kept[-1] if _kept else _start_pool(workers)
     running: dict[Future, object] = {}
     todo = iter(items)
     try:
@@ -121,11 +144,19 @@ def _in_processes(task: Callable, items: Sequence, workers: int) -> Iterator[tup
                     raise UserError("a worker process was killed (out of memory?); try again with fewer --workers")
                 yield item, None if error else future.result(), error
     except BaseException:
-        for process in list(pool._processes.values()):  # Ctrl-C: do not wait for the videos under way
+        for process in list((pool._processes or {}).values()):  # Ctrl-C: do not wait for the videos under way
             process.terminate()
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool not in _kept:
+            pool.shutdown(cancel_futures=True)
+
+
+_kept: list[ProcessPoolExecutor] = []
+
+
+def _start_pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
 
 
 def _start_worker() -> None:
@@ -134,6 +165,8 @@ def _start_worker() -> None:
     if "torch" in sys.modules:  # one process for each core is parallel enough
         sys.modules["torch"].set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.nice(WORKER_NICENESS)
+    keep_memory()
 
 
 def _write_troubles(path: Path, step: str, troubles: Sequence[Trouble]) -> str:

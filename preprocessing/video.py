@@ -13,6 +13,7 @@ import numpy as np
 
 from preprocessing.cli import UserError
 
+CAN_SKIP = ("h264", "hevc")  # FFmpeg's decoders that leave out a frame that no other refers to, one packet at a time
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
@@ -46,12 +47,11 @@ def probe(path: Path) -> VideoInfo:
     return VideoInfo(frames, fps)
 
 
-def read_frames(path: Path, indices: Sequence[int], threads: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode a video from its start and give the wanted frames.
+def read_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Give the wanted frames of a video. Decodes on one thread from the start, without the frames that nothing needs.
 
     Args:
         indices: ascending frame numbers from 0; a `range` of any length will do, the end of the video ends it.
-        threads: decoding threads; 1 where a process works on each video, 0 lets FFmpeg choose.
 
     Yields:
         frame number, frame_HW3 uint8 RGB, turned upright where the container carries a rotation.
@@ -62,19 +62,66 @@ def read_frames(path: Path, indices: Sequence[int], threads: int = 1) -> Iterato
     """
     if not len(indices):
         return
-    last = indices[-1]
     wanted = indices if isinstance(indices, range) else frozenset(indices)
+    times = _display_times(path)
+    numbers = [number for number in range(len(times)) if number in wanted]
+    given = 0
+    if len(numbers) < len(times):
+        for frame in _decode_wanted(path, [times[number] for number in numbers]):
+            yield numbers[given], _upright_rgb(frame)
+            given += 1
+        if given == len(numbers):
+            return
+    last = numbers[given - 1] if given else -1
     with open_video(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = threads
         try:
-            for number, frame in enumerate(decode(container, stream)):
-                if number in wanted:
+            for number, frame in enumerate(decode(container, container.streams.video[0])):
+                if number in wanted and number > last:
                     yield number, _upright_rgb(frame)
-                if number >= last:
+                if number >= indices[-1]:
                     return
         except av.FFmpegError as error:
             raise VideoError(f"{path}: decoding failed ({_reason(error)})") from error
+
+
+def _display_times(path: Path) -> list[int]:
+    """The time stamp of each frame in the order of display, where frames can be told by it; otherwise nothing."""
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        if stream.codec_context.name not in CAN_SKIP or not stream.frames:
+            return []
+        try:
+            packets = [
+                (packet.pts, packet.is_discard or packet.is_corrupt) for packet in container.demux(stream) if packet.size
+            ]
+        except av.FFmpegError:
+            return []
+        times = {time for time, unsure in packets if time is not None and not unsure}
+        return sorted(times) if len(times) == len(packets) == stream.frames else []
+
+
+def _decode_wanted(path: Path, times: Sequence[int]) -> Iterator[av.VideoFrame]:
+    """The frames with these time stamps, which ascend; ends before the first that does not come.
+
+    A packet whose frame is not wanted goes to the decoder with the order to leave it out if no other frame refers to it.
+    """
+    wanted, given = frozenset(times), 0
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                for frame in packet.decode():
+                    if frame.pts not in wanted:
+                        continue
+                    if frame.pts != times[given]:
+                        return
+                    given += 1
+                    yield frame
+                    if given == len(times):
+                        return
+        except av.FFmpegError:
+            return
 
 
 def open_video(path: Path) -> av.container.InputContainer:

@@ -126,14 +126,14 @@ def test_an_interrupted_run_goes_on(predicted, videos, checkpoints, tmp_path, mo
     output = tmp_path / "submission.csv"
     calls = []
 
-    def stop_at_the_third(path, ensemble, faces, real=predict.make_entry):
-        calls.append(path.name)
+    def stop_at_the_third(ensemble, found, real=predict.make_entries):
+        calls.append(found)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(path, ensemble, faces)
+        return real(ensemble, found)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "make_entry", stop_at_the_third)
+        patch.setattr(predict, "make_entries", stop_at_the_third)
         run(videos, output, checkpoints)
     journal = tmp_path / "submission.csv.partial.jsonl"
     assert len(journal.read_text().splitlines()) == 3 and not output.exists()

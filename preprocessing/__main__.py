@@ -1,0 +1,36 @@
+"""All five preprocessing steps, one after the other, in the same worker processes: they import and load once.
+
+    python -m preprocessing --root-dir DATA
+
+Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
+Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv}; `--help` of each step says more
+"""
+
+import sys
+from importlib import import_module
+
+from preprocessing.cli import run_main
+from preprocessing.faces import add_device_option
+from preprocessing.run import keep_workers, step_parser
+
+STEPS = ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds")
+DETECTING = ("01_detect_faces", "03_extract_landmarks")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = step_parser(__doc__)
+    add_device_option(parser)
+    options = parser.parse_args(argv)
+    common = ["--root-dir", str(options.root_dir), "--workers", str(options.workers)]
+    common += ["--max-failures", str(options.max_failures)]
+    with keep_workers(options.workers):
+        for step in STEPS:
+            device = ["--device", options.device] if step in DETECTING else []
+            if status := import_module(f"preprocessing.{step}").main([*common, *device]):
+                print(f"{step}: too many videos failed, see above; the steps after it were not run", file=sys.stderr)
+                return status
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
