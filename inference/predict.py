@@ -21,6 +21,7 @@ from inference.pipeline import Ensemble, VideoFaces, extract_faces
 from inference.submission import Journal, report_path, write_faces, write_submission
 from preprocessing.cli import UserError, make_parser, positive_int, run_main
 from preprocessing.faces import add_device_option
+from preprocessing.files import file_size
 from preprocessing.run import describe, map_videos
 from preprocessing.video import SUFFIXES, VideoError
 
@@ -84,7 +85,7 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     ensemble = Ensemble(weights, options.device)
     stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in weights}
     journal = Journal(options.output, {"test_dir": str(options.test_dir.resolve()), "weights": stamps})
-    todo = [path for path in videos if path.name not in journal.entries]
+    todo = sorted((path for path in videos if path.name not in journal.entries), key=file_size, reverse=True)
     if len(todo) < len(videos):
         print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
     task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device)

@@ -7,6 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def file_size(path: Path) -> int:
+    """Bytes of a file, 0 where it cannot be read. Large files first keeps all processes busy to the end."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends without an error."""

@@ -11,7 +11,9 @@ images: Viola and Jones (2001).
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -161,15 +163,12 @@ class Pictures:
         # sums of up to 32767 are right modulo 2^16 too, in half the memory
         small = (1 / scale + 2) ** 2 * 255 < 2**15
         sums = (self._small_sums if small else self._sums)[first : first + len(numbers) * size]
-        (top, bottom), (left, right) = (
-            _bins(torch.tensor(side, device=self._device), int(side * scale + 1)) for side in (height, width)
-        )
+        plan = _plan_shrinking(len(numbers), height, width, scale, self._device)
         rows = _places(sums).view(len(numbers), height + 1, width + 1)
-        rows = _from_places(rows.index_select(1, bottom), sums) - _from_places(rows.index_select(1, top), sums)
-        starts = torch.arange(0, len(numbers) * len(top), device=self._device)[:, None] * (width + 1)
-        columns = [_places(rows).view(-1).index_select(0, (starts + ends).view(-1)) for ends in (right, left)]
-        sums = _from_places(columns[0], sums) - _from_places(columns[1], sums)
-        return _means(sums.view(len(numbers), len(top), len(left), 4), bottom - top, right - left)
+        rows = _from_places(rows.index_select(1, plan.bottom), sums) - _from_places(rows.index_select(1, plan.top), sums)
+        rows = _places(rows).view(-1)
+        sums = _from_places(rows.index_select(0, plan.right), sums) - _from_places(rows.index_select(0, plan.left), sums)
+        return _means(sums.view(len(numbers), len(plan.top), -1, 4), plan.heights, plan.widths)
 
     def cut(self, boxes: Tensor, owners: Tensor, size: int, chunk: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The boxes (M, 4) that show a part of their image, their images, and the crops as chunks of (m, 3, size, size)."""
@@ -191,6 +190,26 @@ class Pictures:
         sums = sums.view(-1, 2 * size, 2 * size, 4)
         sums = sums[:, :size] - sums[:, size:]
         return _means(sums[:, :, :size] - sums[:, :, size:], lower - upper, east - west)
+
+
+class Plan(NamedTuple):
+    """Where the bins of a shrunk image are in the sums: rows, then places in the rows' differences; and the bins' sizes."""
+
+    top: Tensor
+    bottom: Tensor
+    left: Tensor
+    right: Tensor
+    heights: Tensor
+    widths: Tensor
+
+
+@lru_cache(maxsize=32)  # all scales of one video's frames
+def _plan_shrinking(count: int, height: int, width: int, scale: float, device: torch.device) -> Plan:
+    (top, bottom), (left, right) = (
+        _bins(torch.tensor(side, device=device), int(side * scale + 1)) for side in (height, width)
+    )
+    starts = torch.arange(count * len(top), device=device)[:, None] * (width + 1)
+    return Plan(top, bottom, (starts + left).view(-1), (starts + right).view(-1), bottom - top, right - left)
 
 
 class MaxPool(nn.Module):
@@ -275,8 +294,9 @@ def _means(sums: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
     """Sums (N, h, w, 4) over bins of these heights and widths to (N, 3, h, w) float32 in -1..1, channels last."""
     count, height, width, _ = sums.shape
     means = sums.float().view(count, height, width * 4)
-    means.div_(heights.float().view(-1, height, 1)).div_(widths.float().repeat_interleave(4, -1).view(-1, 1, width * 4))
-    means.sub_(127.5).mul_(0.0078125)
+    # (mean - 127.5) / 128, with the 128, which rounds nothing, in the divisor
+    means.div_(heights.float().view(-1, height, 1))
+    means.div_((widths * 128).float().repeat_interleave(4, -1).view(-1, 1, width * 4)).sub_(127.5 / 128)
     return means.view(count, height, width, 4)[..., :3].permute(0, 3, 1, 2)
 
 

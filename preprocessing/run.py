@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import cv2
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from preprocessing.cli import UserError, make_parser, positive_int, share
 from preprocessing.dfdc import Trouble, Video
-from preprocessing.files import write_csv
+from preprocessing.files import file_size, write_csv
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_FAILURES = 0.02  # share of videos; DFDC itself has a few that no decoder reads
 SHOWN_TROUBLES = 5
-WORKER_NICENESS = 10  # the process that holds the networks comes first: its threads wait for each other
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
@@ -56,6 +56,7 @@ def map_videos(
     `functools.partial` of one): processes start by spawn, because a forked child of a process that has used PyTorch's
     threads can deadlock. At most two items a worker are under way, so memory does not grow with their number.
     """
+    keep_memory()
     run = _here if workers == 1 or len(items) < 2 else _in_processes
     with tqdm(total=len(items), desc=description, unit="video", disable=not items) as bar:
         for outcome in run(task, items, min(workers, len(items))):
@@ -83,6 +84,7 @@ def run_step(
         exit status: 0, or 1 where more than `--max-failures` of the videos failed.
     """
     missing = [video for video in videos if not output(video).exists()]
+    missing.sort(key=lambda video: file_size(video.path), reverse=True)
     troubles, failed = list(troubles), 0
     for video, left_out, error in map_videos(task, missing, options.workers, step):
         if error is not None:
@@ -108,7 +110,7 @@ def keep_workers(workers: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _kept.pop().shutdown(cancel_futures=True)
+        _end(_kept.pop())
 
 
 def keep_memory() -> None:
@@ -120,7 +122,6 @@ def keep_memory() -> None:
 
 
 def _here(task: Callable, items: Sequence, workers: int) -> Iterator[tuple]:
-    keep_memory()
     for item in items:
         try:
             yield item, task(item), None
@@ -143,13 +144,9 @@ def _in_processes(task: Callable, items: Sequence, workers: int) -> Iterator[tup
                 if isinstance(error, BrokenProcessPool):
                     raise UserError("a worker process was killed (out of memory?); try again with fewer --workers")
                 yield item, None if error else future.result(), error
-    except BaseException:
-        for process in list((pool._processes or {}).values()):  # Ctrl-C: do not wait for the videos under way
-            process.terminate()
-        raise
     finally:
         if pool not in _kept:
-            pool.shutdown(cancel_futures=True)
+            _end(pool)
 
 
 _kept: list[ProcessPoolExecutor] = []
@@ -159,13 +156,20 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
 
 
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the worker processes at once: whether all is done or something went wrong, nobody waits for what they do now."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+    pool.shutdown(cancel_futures=True)
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process hears Ctrl-C and ends the workers
+    # One process for each core is parallel enough; a library's threads would only wait for each other's cores.
     cv2.setNumThreads(1)
-    if "torch" in sys.modules:  # one process for each core is parallel enough
-        sys.modules["torch"].set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.nice(WORKER_NICENESS)
+    threadpool_limits(1)  # what is loaded: OpenMP (PyTorch) and BLAS (PyTorch's, NumPy's, SciPy's)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what is not loaded yet
+    os.nice(10)  # the process that holds the networks comes first: its threads have to wait for each other
     keep_memory()
 
 

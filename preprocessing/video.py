@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 from preprocessing.cli import UserError
@@ -48,7 +49,7 @@ def probe(path: Path) -> VideoInfo:
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Give the wanted frames of a video. Decodes on one thread from the start, without the frames that nothing needs.
+    """Give the wanted frames of a video. Decodes from the start, but not the frames that nothing needs.
 
     Args:
         indices: ascending frame numbers from 0; a `range` of any length will do, the end of the video ends it.
@@ -108,6 +109,8 @@ def _decode_wanted(path: Path, times: Sequence[int]) -> Iterator[av.VideoFrame]:
     wanted, given = frozenset(times), 0
     with open_video(path) as container:
         stream = container.streams.video[0]
+        stream.codec_context.thread_type = "FRAME"
+        stream.codec_context.thread_count = cv2.getNumThreads()  # what this process may use: 1 in a worker
         try:
             for packet in container.demux(stream):
                 stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"

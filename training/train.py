@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from preprocessing.cli import UserError, make_parser, run_main
 from preprocessing.files import whole_file, write_csv
+from preprocessing.run import keep_memory
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
 from training.config import Config, load_config
 from training.dataset import BalancedSampler, Crops, TrainingCrops, ValidationCrops, collate, read_crops, split_crops
@@ -75,9 +76,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         losses = balanced_loss(self.logits(batch["image"]), batch["label"].to(self.world.device))
-        if not math.isfinite(losses[0].item()):
+        values = torch.stack(losses).tolist()  # one wait for the GPU, not three
+        if not math.isfinite(values[0]):
             raise UserError(
-                f"the loss is {losses[0].item()} at iteration {iteration}; lower learning_rate, or set precision to bfloat16"
+                f"the loss is {values[0]} at iteration {iteration}; lower learning_rate, or set precision to bfloat16"
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses[0]).backward()
@@ -85,7 +87,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_gradient_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return tuple(loss.item() for loss in losses)
+        return tuple(values)
 
 
 def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int) -> dict:
@@ -130,6 +132,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     """All epochs that are still to do."""
     name = run_name(options.prefix or f"{options.seed}_", config.encoder, options.fold)
     last, log = options.output_dir / f"{name}_last", options.logdir / name
+    keep_memory()
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     resumed = _find_resume(options, last, config, world)

@@ -1,0 +1,59 @@
+"""How the cost of predicting grows with the number of videos and of worker processes; start-up apart.
+
+    python -m benchmarks.growth [--video FILE] [--videos 1 2 4 8] [--workers 1 2]
+
+Start-up is what a run over one file that is no video takes: imports and loading the networks. The videos are links to one.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.measure import made_checkpoints, made_video, report, run_module
+from preprocessing.cli import make_parser, positive_int
+
+
+def main(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("--video", type=Path, help="a made 1080p clip of 10 seconds if not given")
+    parser.add_argument("--videos", type=positive_int, nargs="+", default=[1, 2, 4, 8], help="how many")
+    parser.add_argument("--workers", type=positive_int, nargs="+", default=[1, 2], help="how many")
+    parser.add_argument("--encoder", default="tf_efficientnet_b0", help="of the one untrained network")
+    parser.add_argument("--size", type=positive_int, default=224, help="its input, pixels a side")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        video = (options.video or made_video(folder / "made.mp4")).resolve()
+        model = made_checkpoints(folder, [options.encoder], options.size)[0]
+
+        def seconds(videos: Path, workers: int) -> float:
+            start = time.perf_counter()
+            run_module("inference.predict", "--test-dir", videos, "--output", folder / "s.csv", "--weights-dir", folder,
+                       "--models", model.name, "--workers", workers, "--device", options.device)  # fmt: skip
+            return time.perf_counter() - start
+
+        broken = folder / "broken"
+        broken.mkdir()
+        (broken / "no.mp4").write_text("no video")
+        seconds(broken, 1)
+        start_up = seconds(broken, 1)
+        rows = []
+        for workers in options.workers:
+            for count in options.videos:
+                videos = folder / f"{workers}_{count}"
+                videos.mkdir()
+                for number in range(count):
+                    (videos / f"{number}.mp4").symlink_to(video)
+                taken = seconds(videos, workers)
+                rows.append({"workers": workers, "videos": count, "seconds": round(taken, 1),
+                             "seconds a video after start-up": round((taken - start_up) / count, 2),
+                             "videos a second, all in": round(count / taken, 3)})  # fmt: skip
+    report("growth", rows, video=video.name, start_up_in_seconds=round(start_up, 2), network=options.encoder,
+           size=options.size, device=options.device)  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

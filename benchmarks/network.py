@@ -1,0 +1,60 @@
+"""A network's forward pass over face crops that are in memory already.
+
+    python -m benchmarks.network [--encoder tf_efficientnet_b7.ns_jft_in1k] [--size 380] [--device cuda]
+
+plain: NCHW, all faces of a video in one batch, PyTorch as it comes (float16 on a GPU). The other rows add one thing each.
+"""
+
+import sys
+from functools import cache, partial
+
+import torch
+
+from benchmarks.measure import ratio_rows, report, side_by_side, synchronize
+from inference.pipeline import BATCH
+from preprocessing.cli import make_parser, positive_int
+from preprocessing.run import keep_memory
+from training.model import DeepFakeClassifier
+
+
+@cache
+def network_and_faces(encoder, size, faces, device, channels_last):
+    torch.manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    precision = torch.float32 if device == "cpu" else torch.float16
+    model = DeepFakeClassifier(encoder).eval().to(device, precision, memory_format=layout)
+    return model, torch.randn(faces, 3, size, size).to(device, precision, memory_format=layout)
+
+
+def forward(encoder, size, faces, device, batch, channels_last=False, keep=False):
+    if keep:
+        keep_memory()
+    model, images = network_and_faces(encoder, size, faces, device, channels_last)
+    with torch.inference_mode():
+        for part in images.split(batch):
+            model(part)
+    synchronize(device)
+
+
+def main(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("--encoder", default="tf_efficientnet_b7.ns_jft_in1k", help="of timm")
+    parser.add_argument("--size", type=positive_int, default=380, help="pixels a side")
+    parser.add_argument("--faces", type=positive_int, default=32, help="faces a run")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=positive_int, default=2, help="timed runs of each")
+    options = parser.parse_args(argv)
+    small = BATCH[options.device]
+    way = partial(forward, options.encoder, options.size, options.faces, options.device)
+    ways = {"plain": partial(way, options.faces), f"batches of {small}": partial(way, small)}
+    if options.device == "cpu":
+        ways["+ memory kept"] = partial(way, small, keep=True)
+    ways["+ channels last = ours"] = partial(way, small, channels_last=True, keep=options.device == "cpu")
+    seconds = side_by_side(ways, options.rounds)
+    rows = [row | {"seconds a face": round(row["seconds"] / options.faces, 4)} for row in ratio_rows(seconds, "plain")]
+    report("network", rows, encoder=options.encoder, size=options.size, faces=options.faces, device=options.device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
