@@ -120,7 +120,7 @@ def made_video(path: Path, width: int = 1920, height: int = 1080, seconds: float
 
 
 def made_checkpoints(folder: Path, encoders: Sequence[str], size: int) -> list[Path]:
-    """Write untrained networks, which cost what trained ones do."""
+    """Write untrained networks, which cost what trained ones do; their answers are spread over 0..1."""
     import torch
 
     from training.checkpoint import save_checkpoint
@@ -133,6 +133,7 @@ def made_checkpoints(folder: Path, encoders: Sequence[str], size: int) -> list[P
         config = Config(encoder=encoder, pretrained="none", input={"size": size})
         paths.append(folder / f"made_{number}_{encoder}")
         weights = DeepFakeClassifier(encoder).state_dict()
+        weights["fc.weight"] *= 30
         save_checkpoint(paths[-1], epoch=1, state_dict=weights, bce_best=0.5, config=config.model_dump())
     return paths
 
