@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference import predict
+from inference import pipeline, predict
 from inference.aggregate import winner
 from preprocessing.cli import UserError
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
@@ -114,6 +114,26 @@ def test_a_single_video_gets_the_label_it_has_among_others(predicted, videos, ch
     assert run(videos / f"{FAKE}.mp4", tmp_path / "one.csv", checkpoints) == 0
     (row,) = read_rows(tmp_path / "one.csv")
     assert row in read_rows(predicted / "submission.csv")
+
+
+def test_how_many_frames_are_searched_at_a_time_changes_nothing(predicted, videos, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "DETECTED_PIXELS", 1)
+    assert run(videos / f"{LONE}.mp4", tmp_path / "s.csv", checkpoints, "--faces-csv", tmp_path / "faces.csv") == 0
+    expected = [row for row in read_rows(predicted / "faces.csv") if row["video"] == f"{LONE}.mp4"]
+    assert read_rows(tmp_path / "faces.csv") == expected
+
+
+def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(videos, checkpoints):
+    """As on a GPU: the second video has no face; a batch reaches from the first video into the third."""
+    ensemble = pipeline.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
+    names = (f"{REAL}.mp4", "no face.mp4", f"{LONE}.mp4")
+    found = [pipeline.extract_faces(videos / name, ensemble.faces_settings, ensemble.sizes, "cpu") for name in names]
+    alone = [ensemble([faces])[0] for faces in found]
+    ensemble.batch = 7
+    for together, expected in zip(ensemble(found), alone, strict=True):
+        assert [len(scores) for scores in together] == [len(scores) for scores in expected]
+        for ours, theirs in zip(together, expected):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_worker_processes_change_nothing(predicted, videos, checkpoints, tmp_path):

@@ -37,7 +37,7 @@ def test_boxes_and_crops_equal_the_slow_way(preprocessed):
     for video, part, source in ((REAL, 0, REAL), (FAKE, 0, REAL), (LONE, 3, LONE)):
         boxes = json.loads((preprocessed / "boxes" / f"{source}.json").read_text())
         original = opencv_frames(preprocessed / f"dfdc_train_part_{part}" / f"{source}.mp4")
-        found = FaceDetector(TRAINING_THRESHOLDS)([half_size(frame) for frame in original[::10]])
+        found = FaceDetector(TRAINING_THRESHOLDS)([half_size(frame) for frame in original[::10]], together=True)
         assert list(boxes) == ["0", "10", "20"]
         frames = opencv_frames(preprocessed / f"dfdc_train_part_{part}" / f"{video}.mp4")
         expected = {}
@@ -176,3 +176,24 @@ def test_help_names_the_options(number, capsys):
         STEPS[number].main(["--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0 and "--root-dir" in text and "default: 0.02" in text
+
+
+def test_the_five_steps_in_one_program_equal_them_one_by_one(preprocessed, dfdc, tmp_path):
+    """In two worker processes that stay from step to step."""
+    root = tmp_path / "data"
+    shutil.copytree(dfdc, root)
+    all_steps = importlib.import_module("preprocessing.__main__")
+    assert all_steps.main(["--root-dir", str(root), "--workers", "2", "--device", "cpu"]) == 0
+    files = [name for name in tree(preprocessed) if (preprocessed / name).is_file()]
+    assert files == [name for name in tree(root) if (root / name).is_file()]
+    for name in files:
+        assert (root / name).read_bytes() == (preprocessed / name).read_bytes(), name
+
+
+def test_a_step_that_fails_ends_the_program(tmp_path, capsys):
+    (tmp_path / "dfdc_train_part_0").mkdir()
+    (tmp_path / "dfdc_train_part_0" / "a.mp4").write_text("no video")
+    (tmp_path / "dfdc_train_part_0" / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
+    assert importlib.import_module("preprocessing.__main__").main(["--root-dir", str(tmp_path), "--workers", "1"]) == 1
+    assert "01_detect_faces: too many videos failed" in capsys.readouterr().err
+    assert not (tmp_path / "crops").exists()

@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
+from preprocessing import video
 from preprocessing.video import VideoError, probe, read_frames
 from tests.media import random_frames, write_sound, write_video
 
@@ -36,6 +37,36 @@ def test_chosen_frames_are_those_of_the_whole_video(tmp_path):
         np.testing.assert_array_equal(frame, everything[number])
     assert list(dict(read_frames(path, range(0, 10**9, 10)))) == [0, 10, 20]
     assert list(read_frames(path, [])) == []
+
+
+@pytest.mark.parametrize("codec, threads", [("libx264", 1), ("libx264", 2), ("libx265", 1), ("libx265", 2)])
+def test_frames_that_nothing_needs_are_left_out(tmp_path, codec, threads, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", random_frames(60, 96, 128), codec, bf="3")
+    wanted = [0, 7, 8, 21, 40, 59]
+    everything = opencv_frames(path)
+    monkeypatch.setattr(cv2, "getNumThreads", lambda: threads)
+    monkeypatch.setattr(video, "decode", None)  # the plain way is not taken
+    frames = dict(read_frames(path, wanted))
+    assert list(frames) == wanted
+    for number, frame in frames.items():
+        np.testing.assert_array_equal(frame, everything[number])
+
+
+def test_a_damaged_video_gives_what_is_left(tmp_path):
+    """Noise over a stretch of the data: no crash, all that comes has the right size, and the start is as it was."""
+    whole = write_video(tmp_path / "whole.mp4", random_frames(60, 96, 128), bf="3", g="20")
+    everything, data = dict(read_frames(whole, range(60))), bytearray(whole.read_bytes())
+    start = data.index(b"mdat") + 4
+    middle = start + (len(data) - start) // 2
+    data[middle : middle + 400] = np.random.default_rng(0).bytes(400)
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(data)
+    wanted = list(range(0, 60, 3))
+    frames = dict(read_frames(damaged, wanted))
+    assert set(frames) <= set(wanted) and len(frames) >= 10
+    assert all(frame.shape == (96, 128, 3) for frame in frames.values())
+    for number in (0, 3, 6, 9):
+        np.testing.assert_array_equal(frames[number], everything[number])
 
 
 def test_frames_are_counted_where_the_header_is_silent(tmp_path):
