@@ -85,7 +85,7 @@ class Cascade:
         keep = scores[:, 1] > thresholds[2]
         boxes, owners, offsets = torch.cat([boxes, scores[:, 1:]], 1)[keep], owners[keep], offsets[keep]
         sizes = boxes[:, None, 2:4] - boxes[:, None, :2] + 1
-        points = sizes * points[keep].reshape(-1, 2, 5).mT + boxes[:, None, :2] - 1
+        points = sizes * points.view(-1, 2, 5)[keep].mT + boxes[:, None, :2] - 1
         boxes = bbreg(boxes, offsets)
         keep = suppress(_nms_of_smaller, boxes, owners, 0.7)
         boxes, points, owners = (part[keep].cpu().numpy() for part in (boxes, points, owners))

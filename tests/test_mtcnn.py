@@ -53,6 +53,13 @@ def test_boxes_equal_facenet_alone_and_together(cascade, frames, thresholds):
     assert_same(cascade(frames, thresholds, MIN_FACE_SIZE, together=True), theirs(frames, thresholds))
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_nothing_left_after_any_stage_is_an_empty_answer(cascade, frames, stage):
+    thresholds = [0.6, 0.7, 0.7]
+    thresholds[stage] = 1 - 1e-9
+    assert_same(cascade(frames[:2], thresholds, MIN_FACE_SIZE, together=False), [np.zeros((0, 15))] * 2)
+
+
 def test_images_of_different_sizes_are_as_each_alone(cascade, frames, portrait):
     images = [frames[0], portrait[:301, 100:333], frames[1][:40, :30], portrait[::3, ::3]]
     images = [np.ascontiguousarray(image) for image in images]
