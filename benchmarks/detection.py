@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import plain
 from benchmarks.measure import made_video, ratio_rows, report, side_by_side, synchronize
-from inference.pipeline import frame_numbers
+from inference.pipeline import DETECTED_PIXELS, frame_numbers
 from preprocessing.cli import make_parser, positive_int
 from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
 from preprocessing.run import keep_memory
@@ -36,38 +36,34 @@ def ours(path, count, device):
     keep_memory()
     detector = load_detector(INFERENCE_THRESHOLDS, device)
     images = frames(path, count)
-    step = 8 if device == "cpu" else len(images)
+    height, width, _ = images[0].shape
+    step = -(-DETECTED_PIXELS // (height * width))  # as many at a time as inference gives it
     for start in range(0, len(images), step):
         detector(images[start : start + step])
 
 
 @cache
 def network_inputs(path, count, device):
-    """What each of the three networks is given for these frames: pairs of a network and its input."""
-    detector, seen = load_detector(INFERENCE_THRESHOLDS, device), []
-    networks = [getattr(detector._cascade, name) for name in ("_pnet", "_rnet", "_onet")]
-    hooks = [network.conv1.register_forward_pre_hook(partial(_note, seen, network)) for network in networks]
+    """What the three networks are given for these frames: pairs of a forward pass, of the first only the body, and its input."""
+    cascade, seen = load_detector(INFERENCE_THRESHOLDS, device)._cascade, []
+    passes = [(cascade._pnet, cascade.proposal_features), (cascade._rnet, cascade._rnet), (cascade._onet, cascade._onet)]
+    hooks = [network.conv1.register_forward_pre_hook(partial(_note, seen, forward)) for network, forward in passes]
     ours(path, count, device)
     for hook in hooks:
         hook.remove()
     return seen
 
 
-def _note(seen, network, _, inputs):
-    seen.append((network, inputs[0].clone()))
+def _note(seen, forward, _, inputs):
+    seen.append((forward, inputs[0].clone()))
 
 
 def networks_alone(path, count, device):
     import torch
 
     with torch.inference_mode():
-        for network, images in network_inputs(path, count, device):
-            if images.shape[2] in (24, 48) and images.shape[0] > 1:
-                network(images)
-            else:
-                network.prelu3(
-                    network.conv3(network.prelu2(network.conv2(network.pool1(network.prelu1(network.conv1(images))))))
-                )
+        for forward, images in network_inputs(path, count, device):
+            forward(images)
     synchronize(device)
 
 

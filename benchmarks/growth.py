@@ -7,10 +7,10 @@ Start-up is what a run over one file that is no video takes: imports and loading
 
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import made_checkpoints, made_video, report, run_module
+from benchmarks.measure import made_checkpoints, made_video, report, run_module, timed
 from preprocessing.cli import make_parser, positive_int
 
 
@@ -29,10 +29,9 @@ def main(argv=None):
         model = made_checkpoints(folder, [options.encoder], options.size)[0]
 
         def seconds(videos: Path, workers: int) -> float:
-            start = time.perf_counter()
-            run_module("inference.predict", "--test-dir", videos, "--output", folder / "s.csv", "--weights-dir", folder,
-                       "--models", model.name, "--workers", workers, "--device", options.device)  # fmt: skip
-            return time.perf_counter() - start
+            return timed(partial(
+                run_module, "inference.predict", "--test-dir", videos, "--output", folder / "s.csv", "--weights-dir", folder,
+                "--models", model.name, "--workers", workers, "--device", options.device))  # fmt: skip
 
         broken = folder / "broken"
         broken.mkdir()

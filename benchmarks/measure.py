@@ -1,7 +1,7 @@
 """What the speed benchmarks share: two ways side by side, a table, one JSON line, a made video.
 
-Each way runs in a process of its own, started by spawn, once to warm up and then in turn with the others, so that a machine
-whose speed drifts slows all of them. Quote the ratios; seconds are those of this machine on this day.
+A stage's ways run in a process each, started by spawn, once to warm up and then in turn, so that a machine whose speed drifts
+slows all of them; whole programs run once, one after the other. Quote the ratios; seconds are those of this machine on this day.
 """
 
 import json
@@ -40,10 +40,22 @@ def side_by_side(ways: dict[str, Callable[[], object]], rounds: int, threads: in
         }
         for number in range(rounds + 1):
             for name, way in ways.items():
-                taken = pools[name].submit(_timed, way).result()
+                taken = pools[name].submit(timed, way).result()
                 if number:
                     seconds[name].append(taken)
     return {name: median(each) for name, each in seconds.items()}
+
+
+def one_after_the_other(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of each way, run once in this process: for whole programs, whose start-up counts."""
+    return {name: timed(way) for name, way in ways.items()}
+
+
+def timed(way: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    way()
+    return time.perf_counter() - start
 
 
 def report(benchmark: str, rows: list[dict], **facts: object) -> None:
@@ -144,12 +156,6 @@ def run_module(module: str, *arguments: object) -> None:
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-
-
-def _timed(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
 
 
 def _set_threads(threads: int | None) -> None:

@@ -24,8 +24,6 @@ from preprocessing.crops import crop_face, write_image
 from preprocessing.faces import INFERENCE_THRESHOLDS, LANDMARK_THRESHOLDS, TRAINING_THRESHOLDS, half_size
 from preprocessing.files import write_csv
 
-PROCESSES = None  # as many as there are cores
-
 
 @cache
 def detector(thresholds, device="cpu"):
@@ -39,7 +37,7 @@ def read(path, numbers=None):
     """The wanted frames (all if not given), (H, W, 3) uint8 RGB, through OpenCV."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, cv2.getNumThreads()])
     frames, number = [], 0
-    while capture.grab() and (numbers is None or number <= numbers[-1]):
+    while (numbers is None or number <= numbers[-1]) and capture.grab():
         if numbers is None or number in numbers:
             frames.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
         number += 1
@@ -64,7 +62,7 @@ def detect_faces(root):
 
 
 def extract_crops(root):
-    with get_context("spawn").Pool(PROCESSES) as pool:
+    with get_context("spawn").Pool() as pool:
         pool.map(partial(_extract_crops, root), dfdc.read_dataset(root).videos)
 
 
@@ -79,7 +77,7 @@ def _extract_crops(root, video):
 
 
 def extract_landmarks(root):
-    with get_context("spawn").Pool(PROCESSES) as pool:
+    with get_context("spawn").Pool() as pool:
         pool.map(partial(_extract_landmarks, root), dfdc.read_dataset(root).reals)
 
 
@@ -97,7 +95,7 @@ def _extract_landmarks(root, video):
 
 
 def make_diffs(root):
-    with get_context("spawn").Pool(PROCESSES) as pool:
+    with get_context("spawn").Pool() as pool:
         pool.map(partial(_make_diffs, root), dfdc.read_dataset(root).fakes)
 
 

@@ -12,14 +12,13 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks import plain
-from benchmarks.measure import made_video, ratio_rows, report, run_module
+from benchmarks.measure import made_video, one_after_the_other, ratio_rows, report, run_module
 from preprocessing.cli import make_parser, positive_int
 from preprocessing.dfdc import read_dataset
 from preprocessing.video import decode, open_video
@@ -73,11 +72,7 @@ def main(argv=None):
             "plain": partial(run_plain, roots["plain"]), "ours": partial(run_ours, roots["ours"], options.workers),
             "limit: decode each video": partial(decode_all, source, options.workers),
         }  # fmt: skip
-        seconds = {}
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name] = time.perf_counter() - start
+        seconds = one_after_the_other(ways)
         crops = [path.relative_to(roots["plain"]) for path in (roots["plain"] / "crops").rglob("*.png")]
         alike = sum(filecmp.cmp(roots["plain"] / path, roots["ours"] / path, shallow=False) for path in crops
                     if (roots["ours"] / path).exists())  # fmt: skip

@@ -12,28 +12,30 @@ import csv
 import os
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import made_checkpoints, made_video, ratio_rows, report, run_module, synchronize
+from benchmarks.measure import (
+    made_checkpoints,
+    made_video,
+    one_after_the_other,
+    ratio_rows,
+    report,
+    run_module,
+    synchronize,
+    timed,
+)
 from inference.pipeline import Ensemble, extract_faces
 from inference.predict import find_videos
 from preprocessing.cli import make_parser, positive_int
 from preprocessing.run import keep_memory, map_videos
 
 
-def networks_alone(faces, models, device):
-    """Seconds that the networks take on all faces."""
-    keep_memory()
-    ensemble = Ensemble(models, device)
-    groups = [[each] for each in faces] if device == "cpu" else [faces]
-    for group in (groups[:1], groups):  # the first to warm up
-        start = time.perf_counter()
-        for each in group:
-            ensemble(each)
-        synchronize(device)
-    return time.perf_counter() - start
+def networks_alone(ensemble, groups):
+    """The networks on groups of videos' faces."""
+    for group in groups:
+        ensemble(group)
+    synchronize(ensemble.device.type)
 
 
 def labels(path):
@@ -66,19 +68,18 @@ def main(argv=None):
             "ours": partial(run_module, "inference.predict", *common, "--output", folder / "ours.csv",
                             "--weights-dir", "/", "--workers", options.workers),
         }  # fmt: skip
-        seconds = {}
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name] = time.perf_counter() - start
-        ensemble = Ensemble(models[:1], "cpu")
-        find = partial(extract_faces, settings=ensemble.faces_settings, sizes=[options.size], device="cpu")
+        seconds = one_after_the_other(ways)
+        keep_memory()
+        ensemble = Ensemble(models, options.device)
+        find = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device="cpu")
         faces = [found for _, found, _ in map_videos(find, find_videos(videos), options.workers, "faces for the limit")]
-        seconds["limit: the networks alone"] = networks_alone(faces, models, options.device)
+        groups = [[each] for each in faces] if options.device == "cpu" else [faces]
+        networks_alone(ensemble, groups[:1])  # to warm up
+        seconds["limit: the networks alone"] = timed(partial(networks_alone, ensemble, groups))
         theirs, mine = labels(folder / "plain.csv"), labels(folder / "ours.csv")
         apart = max(abs(theirs[video] - mine[video]) for video in theirs)
     report("submission", ratio_rows(seconds, "plain"), videos=len(theirs), faces=sum(len(each.frames) for each in faces),
-           networks=[path.name for path in models], size=options.size, device=options.device, workers=options.workers,
+           networks=[path.name for path in models], sizes=ensemble.sizes, device=options.device, workers=options.workers,
            share_of_limit=round(seconds["limit: the networks alone"] / seconds["ours"], 2), labels_apart=float(f"{apart:.2g}"))  # fmt: skip
     return 0
 

@@ -21,7 +21,8 @@ from training.checkpoint import load_classifier
 from training.config import InputSettings
 from training.model import Normalize
 
-# Faces given to a network at a time. On a CPU few, which stay near it (8 measured best); on a GPU enough to fill it.
+# Faces given to a network at a time. On a CPU few: 1 to 16 took the same time (docs/LOG.md), more only take memory; on a GPU
+# enough to fill it, which is not measured.
 BATCH = {"cpu": 8, "cuda": 64}
 DETECTED_PIXELS = 4_000_000  # of half-resolution frames that are searched together: 8 of a 1080p video, 2 of a 4K one
 

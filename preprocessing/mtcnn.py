@@ -109,11 +109,15 @@ class Cascade:
         sides = (boxes[:, 2:4] - boxes[:, :2]).repeat(1, 2)
         return rerec(boxes[:, :4] + boxes[:, 5:] * sides), owners
 
-    def _look(self, images: Tensor, scale: float, threshold: float) -> tuple[Tensor, Tensor]:
-        """The first network on images (N, 3, h, w): rows x1, y1, x2, y2, probability, four offsets, and image numbers."""
+    def proposal_features(self, images: Tensor) -> Tensor:
+        """The first network without its heads: (N, 3, h, w) to (N, 32, h / 2 - 5, w / 2 - 5), channels last."""
         net = self._pnet
         features = net.pool1(net.prelu1(net.conv1(images)))
-        features = net.prelu3(net.conv3(net.prelu2(net.conv2(features))))
+        return net.prelu3(net.conv3(net.prelu2(net.conv2(features))))
+
+    def _look(self, images: Tensor, scale: float, threshold: float) -> tuple[Tensor, Tensor]:
+        """The first network on images (N, 3, h, w): rows x1, y1, x2, y2, probability, four offsets, and image numbers."""
+        features = self.proposal_features(images)
         _, channels, height, width = features.shape
         features = features.permute(0, 2, 3, 1).reshape(-1, channels)
         weight, bias = self._face_or_not
@@ -143,8 +147,8 @@ class Pictures:
         self.shapes = [image.shape[:2] for image in images]
         sizes = [(height + 1) * (width + 1) for height, width in self.shapes]
         self._starts = torch.tensor([0, *np.cumsum(sizes)[:-1]], device=device)
-        self._widths = torch.tensor([width + 1 for _, width in self.shapes], device=device)
         self._heights_widths = torch.tensor(self.shapes, device=device)
+        self._widths = self._heights_widths[:, 1] + 1
         self._sums = torch.empty(sum(sizes), 4, dtype=torch.int32, device=device)
         for image, sums in zip(images, self._sums.split(sizes)):
             _integrate(image, sums.view(image.shape[0] + 1, image.shape[1] + 1, 4))

@@ -10,6 +10,7 @@ import pytest
 import skimage.data
 import torch
 
+from preprocessing.__main__ import DETECTING, STEPS
 from tests.media import write_dfdc
 from training.checkpoint import save_checkpoint
 from training.config import Config
@@ -40,8 +41,8 @@ def preprocessed(dfdc, tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("preprocessed") / "data"
     shutil.copytree(dfdc, root)
-    for step in ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds"):
-        options = ["--device", "cpu"] if step[:2] in ("01", "03") else []
+    for step in STEPS:
+        options = ["--device", "cpu"] if step in DETECTING else []
         assert (
             importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "1", *options]) == 0
         )

@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
+from preprocessing import __main__ as all_steps
 from preprocessing.faces import LANDMARK_THRESHOLDS, TRAINING_THRESHOLDS, FaceDetector, half_size
 from preprocessing.video import probe
 from tests.media import FAKE, LONE, REAL
 from tests.test_crops import slow_crop
 from tests.test_video import opencv_frames
 
-STEPS = {number: importlib.import_module(f"preprocessing.{name}") for number, name in enumerate(
-    ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds"), start=1)}  # fmt: skip
+STEPS = {number: importlib.import_module(f"preprocessing.{name}") for number, name in enumerate(all_steps.STEPS, start=1)}
 
 
 def run(number, root, *options):
@@ -182,7 +182,6 @@ def test_the_five_steps_in_one_program_equal_them_one_by_one(preprocessed, dfdc,
     """In two worker processes that stay from step to step."""
     root = tmp_path / "data"
     shutil.copytree(dfdc, root)
-    all_steps = importlib.import_module("preprocessing.__main__")
     assert all_steps.main(["--root-dir", str(root), "--workers", "2", "--device", "cpu"]) == 0
     files = [name for name in tree(preprocessed) if (preprocessed / name).is_file()]
     assert files == [name for name in tree(root) if (root / name).is_file()]
@@ -194,6 +193,6 @@ def test_a_step_that_fails_ends_the_program(tmp_path, capsys):
     (tmp_path / "dfdc_train_part_0").mkdir()
     (tmp_path / "dfdc_train_part_0" / "a.mp4").write_text("no video")
     (tmp_path / "dfdc_train_part_0" / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
-    assert importlib.import_module("preprocessing.__main__").main(["--root-dir", str(tmp_path), "--workers", "1"]) == 1
+    assert all_steps.main(["--root-dir", str(tmp_path), "--workers", "1"]) == 1
     assert "01_detect_faces: too many videos failed" in capsys.readouterr().err
     assert not (tmp_path / "crops").exists()

@@ -12,6 +12,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from preprocessing.faces import pick_device
+
 
 @dataclass(frozen=True)
 class World:
@@ -59,7 +61,7 @@ def join_world(device: str | None = None) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone. `device`: cpu or cuda; the GPU where there is one if None."""
     size, rank, local_rank = (int(os.environ.get(name, default)) for name, default in
                               (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # fmt: skip
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = pick_device(device or "auto")
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if place.type == "cuda":
         torch.cuda.set_device(place)
