@@ -11,4 +11,4 @@ output=$(realpath -m -- "$2")
 shift 2
 cd -- "$(dirname -- "$0")"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
-python -m inference.predict --test-dir "$videos" --output "$output" --weights-dir "${WEIGHTS_DIR:-weights}" "$@"
+exec python -m inference.predict --test-dir "$videos" --output "$output" --weights-dir "${WEIGHTS_DIR:-weights}" "$@"

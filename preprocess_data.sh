@@ -10,4 +10,4 @@ data=$(realpath -- "$1")
 shift
 cd -- "$(dirname -- "$0")"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
-python -m preprocessing --root-dir "$data" "$@"
+exec python -m preprocessing --root-dir "$data" "$@"

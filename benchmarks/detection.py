@@ -17,7 +17,7 @@ from benchmarks.measure import made_video, ratio_rows, report, side_by_side, syn
 from inference.pipeline import DETECTED_PIXELS, frame_numbers
 from preprocessing.cli import make_parser, positive_int
 from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
-from preprocessing.run import keep_memory
+from preprocessing.workers import keep_memory
 from preprocessing.video import probe, read_frames
 
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.measure import ratio_rows, report, side_by_side, synchronize
 from inference.pipeline import BATCH
 from preprocessing.cli import make_parser, positive_int
-from preprocessing.run import keep_memory
+from preprocessing.workers import keep_memory
 from training.model import DeepFakeClassifier
 
 

@@ -28,7 +28,8 @@ from benchmarks.measure import (
 from inference.pipeline import Ensemble, extract_faces
 from inference.predict import find_videos
 from preprocessing.cli import make_parser, positive_int
-from preprocessing.run import keep_memory, map_videos
+from preprocessing.run import map_videos
+from preprocessing.workers import keep_memory
 
 
 def networks_alone(ensemble, groups):

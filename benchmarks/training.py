@@ -22,7 +22,7 @@ from preprocessing.cli import make_parser, positive_int
 from preprocessing.crops import write_image
 from preprocessing.dfdc import crops_folder, folds_file
 from preprocessing.files import write_csv
-from preprocessing.run import keep_memory
+from preprocessing.workers import keep_memory
 from training.config import Config
 from training.dataset import BalancedSampler, TrainingCrops, read_crops
 from training.distributed import World

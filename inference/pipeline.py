@@ -4,6 +4,7 @@
 networks. What passes between them is what the networks take, so its size is bounded whatever the video's resolution.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preprocessing.cli import UserError
+from preprocessing.cli import MachineError, UserError
 from preprocessing.crops import crop_face, full_box
 from preprocessing.faces import half_size, load_detector, pick_device
 from preprocessing.video import VideoError, probe, read_frames
@@ -121,7 +122,14 @@ class Ensemble:
 
     @torch.inference_mode()
     def __call__(self, videos: Sequence[VideoFaces]) -> list[list[np.ndarray]]:
-        """The probability of FAKE of each face: for each video, (K,) float32 for each network."""
+        """The probability of FAKE of each face: for each video, (K,) float32 for each network.
+
+        Where the GPU's memory is short the batches become smaller, and stay so. Any other error of the GPU ends the run.
+
+        Raises:
+            MachineError: there is not enough memory even for one face.
+            UserError: a network's answers are not finite.
+        """
         counts = np.cumsum([len(faces.frames) for faces in videos])[:-1]
         scores = [self._classify(number, videos) for number in range(len(self.names))]
         return [list(parts) for parts in zip(*(np.split(each, counts) for each in scores))]
@@ -132,9 +140,23 @@ class Ensemble:
         images = [faces.inputs[size] for faces in videos if faces.frames]
         if not images:
             return np.zeros(0, np.float32)
-        images = np.concatenate(images)
-        batches = (images[start : start + self.batch] for start in range(0, len(images), self.batch))
-        return torch.cat([self._scores(number, torch.from_numpy(batch)) for batch in batches]).cpu().numpy()
+        images, scores, done = torch.from_numpy(np.concatenate(images)), [], 0
+        while done < len(images):
+            try:
+                scores.append(self._scores(number, images[done : done + self.batch]))
+                done += len(scores[-1])
+                continue
+            except torch.OutOfMemoryError as error:
+                if self.batch == 1:
+                    raise MachineError(f"{self.names[number]}: not enough GPU memory for one face ({error}); use a larger "
+                                       "GPU, or predict with fewer networks at a time") from error  # fmt: skip
+            self.batch //= 2  # past the except block, which still holds what did not fit
+            torch.cuda.empty_cache()
+            print(f"GPU memory is short: {self.batch} faces at a time from here on", file=sys.stderr)
+        scores = torch.cat(scores).cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise UserError(f"{self.names[number]}: answers with numbers that are not finite; its weights are damaged")
+        return scores
 
     def _scores(self, number: int, images: Tensor) -> Tensor:
         inputs = self._normalize[number](images.to(self.device)).to(self._dtype)

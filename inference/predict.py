@@ -11,7 +11,6 @@ Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolut
 
 import argparse
 import csv
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,11 @@ from pathlib import Path
 from inference.aggregate import NO_ANSWER, RULES
 from inference.pipeline import Ensemble, VideoFaces, extract_faces
 from inference.submission import Journal, report_path, write_faces, write_submission
-from preprocessing.cli import UserError, make_parser, positive_int, run_main
+from preprocessing.cli import UserError, make_parser, run_main
 from preprocessing.faces import add_device_option
 from preprocessing.files import file_size
-from preprocessing.run import describe, map_videos
-from preprocessing.video import SUFFIXES, VideoError
+from preprocessing.run import add_worker_options, describe, limits_of, map_videos
+from preprocessing.video import SUFFIXES
 
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
 
@@ -90,8 +89,8 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
         print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
     task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device)
     found: dict[Path, VideoFaces] = {}
-    for path, faces, error in map_videos(task, todo, options.workers, "predict"):
-        if isinstance(error, VideoError):
+    for path, faces, error in map_videos(task, todo, options.workers, "predict", limits_of(options)):
+        if isinstance(error, UserError):  # the video's own: it cannot be read, or cost its worker the life
             faces = VideoFaces(trouble=describe(error, path))
         elif error is not None:  # a defect or a broken machine must not become a score of 0.5
             raise error
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rule", choices=RULES, default="winner", help="from a video's faces to its label; winner-exact keeps "
                         "two accidents of his code, confidence is the third-placed team's")  # fmt: skip
     parser.add_argument("--faces-csv", type=Path, help="write every face's score to this file")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="videos decoded at a time")
+    add_worker_options(parser)
     add_device_option(parser)
     options = parser.parse_args(argv)
     entries = predict(options)

@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from preprocessing.cli import UserError, make_parser, run_main
 from preprocessing.dfdc import LABELS, read_metadata
+from preprocessing.files import TABLE
 
 CLIP = 1e-15
 
@@ -85,7 +86,7 @@ def read_answers(path: Path) -> dict[str, int]:
 
 def _read_columns(path: Path) -> list[tuple[str, str]]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, **TABLE) as file:
             reader = csv.DictReader(file)
             if not {"filename", "label"} <= set(reader.fieldnames or ()):
                 raise UserError(f"{path}: must have the columns filename,label")

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.aggregate import ensemble_label
-from preprocessing.cli import UserError
-from preprocessing.files import whole_file, write_csv
+from preprocessing.files import whole_file, write_csv, writing
 
 
 class Journal:
@@ -28,24 +27,22 @@ class Journal:
         lines = _whole_lines(self.path)
         if lines and lines[0] == identity:
             self.entries = {entry["filename"]: entry for entry in lines[1:]}
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in [identity, *self.entries.values()]))
-            self._file = open(self.path, "a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{output.parent}: cannot be written to ({error.strerror})") from error
+        with whole_file(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in [identity, *self.entries.values()]))
 
     def add(self, entries: Iterable[dict]) -> None:
-        """Keep some videos' answers: filename, trouble, frames, times, boxes, probabilities by model."""
+        """Keep some videos' answers: filename, trouble, frames, times, boxes, probabilities by model.
+
+        Raises:
+            MachineError: the disk refuses them.
+        """
         for entry in entries:
+            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
             self.entries[entry["filename"]] = entry
-            self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
 
     def finish(self) -> None:
         """All tables are written: forget the run."""
-        self._file.close()
         self.path.unlink()
 
 

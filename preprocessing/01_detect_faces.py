@@ -25,8 +25,8 @@ FRAME_STEP = 10  # the winner's setting: crops come from frames 0, 10, 20, …
 BATCH = 32  # frames given to the detector at a time, the winner's setting; see FaceDetector on why it matters
 
 
-def detect_faces(video: Video, root: Path, device: str) -> list[str]:
-    """Write one video's boxes. Returns reasons for what was left out: none.
+def detect_faces(video: Video, root: Path, device: str) -> None:
+    """Write one video's boxes.
 
     Raises:
         VideoError: the video cannot be read.
@@ -49,7 +49,6 @@ def detect_faces(video: Video, root: Path, device: str) -> list[str]:
         raise VideoError(f"{video.path}: no frame could be decoded")
     with whole_file(boxes_file(root, video.name)) as temporary:
         temporary.write_text(json.dumps(boxes))
-    return []
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,8 +22,8 @@ from preprocessing.video import read_frames
 FRAME_STEP = 10  # boxes that the winner's own script made hold every frame; only these are cut
 
 
-def extract_crops(video: Video, root: Path) -> list[str]:
-    """Write one video's crops. Returns a reason for each box that lies outside its frame.
+def extract_crops(video: Video, root: Path) -> None:
+    """Write one video's crops, and a reason for each box that lies outside its frame.
 
     Raises:
         UserError: there are no boxes for its original.
@@ -31,7 +31,7 @@ def extract_crops(video: Video, root: Path) -> list[str]:
     """
     boxes = {number: found for number, found in read_boxes(root, video).items() if found and number % FRAME_STEP == 0}
     seen, left_out = 0, []
-    with whole_folder(crops_folder(root, video.name)) as folder:
+    with whole_folder(crops_folder(root, video.name), left_out) as folder:
         for number, frame in read_frames(video.path, sorted(boxes)):
             seen += 1
             for actor, box in enumerate(boxes[number]):
@@ -43,9 +43,8 @@ def extract_crops(video: Video, root: Path) -> list[str]:
                     left_out.append(f"frame {number}, face {actor}: outside the {width}x{height} frame, no crop")
         if boxes and not seen:
             raise UserError(f"{video.path}: none of the frames with a face could be decoded")
-    if seen < len(boxes):
-        left_out.append(f"only {seen} of the {len(boxes)} frames with a face could be decoded")
-    return left_out
+        if seen < len(boxes):
+            left_out.append(f"only {seen} of the {len(boxes)} frames with a face could be decoded")
 
 
 def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.cli import run_main
-from preprocessing.crops import read_image
+from preprocessing.crops import read_image, write_array
 from preprocessing.dfdc import Video, crops_folder, landmarks_folder, read_dataset
 from preprocessing.faces import LANDMARK_THRESHOLDS, add_device_option, load_detector
 from preprocessing.files import whole_folder
@@ -24,8 +24,8 @@ from preprocessing.run import run_step, step_parser
 BATCH = 16  # crops in memory at a time
 
 
-def extract_landmarks(video: Video, root: Path, device: str) -> list[str]:
-    """Write one video's landmarks. Returns reasons for what was left out: none.
+def extract_landmarks(video: Video, root: Path, device: str) -> None:
+    """Write one video's landmarks.
 
     Raises:
         UserError: a crop cannot be read.
@@ -37,8 +37,7 @@ def extract_landmarks(video: Video, root: Path, device: str) -> list[str]:
             batch = paths[start : start + BATCH]
             for path, faces in zip(batch, detector([read_image(path) for path in batch])):
                 if len(faces):
-                    np.save(folder / f"{path.stem}.npy", np.around(faces.landmarks[0]).astype(np.int16))
-    return []
+                    write_array(folder / f"{path.stem}.npy", np.around(faces.landmarks[0]).astype(np.int16))
 
 
 def main(argv: list[str] | None = None) -> int:

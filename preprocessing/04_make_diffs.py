@@ -31,15 +31,15 @@ def difference(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(((1 - similarity) * 255).astype(np.int64).astype(np.uint8), cv2.COLOR_RGB2GRAY)
 
 
-def make_diffs(video: Video, root: Path) -> list[str]:
-    """Write one fake's diffs. Returns a reason for each crop that cannot be compared.
+def make_diffs(video: Video, root: Path) -> None:
+    """Write one fake's diffs, and a reason for each crop that cannot be compared.
 
     Raises:
         UserError: a crop cannot be read.
     """
-    left_out = []
+    left_out: list[str] = []
     originals = crops_folder(root, video.original)
-    with whole_folder(diffs_folder(root, video.name)) as folder:
+    with whole_folder(diffs_folder(root, video.name), left_out) as folder:
         for path in sorted(crops_folder(root, video.name).glob("*.png")):
             if not (originals / path.name).exists():
                 left_out.append(f"{path.name}: the original {video.original} has no such crop, no diff")
@@ -49,7 +49,6 @@ def make_diffs(video: Video, root: Path) -> list[str]:
                 left_out.append(f"{path.name}: {_size(fake)} cannot be compared with the original's {_size(real)}")
                 continue
             write_image(folder / f"{path.stem}_diff.png", difference(real, fake))
-    return left_out
 
 
 def _size(image: np.ndarray) -> str:

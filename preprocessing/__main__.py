@@ -21,12 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     add_device_option(parser)
     options = parser.parse_args(argv)
-    common = ["--root-dir", str(options.root_dir), "--workers", str(options.workers)]
-    common += ["--max-failures", str(options.max_failures)]
+    common = ["--root-dir", options.root_dir, "--max-failures", options.max_failures, "--workers", options.workers]
+    common += ["--time-limit", options.time_limit, "--memory-limit", options.memory_limit]
     with keep_workers(options.workers):
         for step in STEPS:
             device = ["--device", options.device] if step in DETECTING else []
-            if status := import_module(f"preprocessing.{step}").main([*common, *device]):
+            if status := import_module(f"preprocessing.{step}").main([*map(str, common), *device]):
                 print(f"{step}: too many videos failed, see above; the steps after it were not run", file=sys.stderr)
                 return status
     return 0

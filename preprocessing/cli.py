@@ -1,7 +1,9 @@
 """What every command line of the project shares: errors meant for users, and how a `main` ends.
 
 A mistake that the user can mend is raised as `UserError`; it ends the program with one line and status 2, without
-a traceback. Anything else is a defect of ours and shows its traceback.
+a traceback. Where one video of many is at fault, the error is reported and the run goes on; where the disk or the GPU is
+at fault it is a `MachineError`, which ends the run, so that no video gets an answer that it did not earn. Anything else is
+a defect of ours and shows its traceback.
 """
 
 import argparse
@@ -11,6 +13,10 @@ from collections.abc import Callable
 
 class UserError(ValueError):
     """A mistake in the user's files or arguments. The message names the file and says what to do."""
+
+
+class MachineError(Exception):
+    """The disk, the GPU or the memory, not a file of the user's, stopped the work. The message says what to do."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -24,10 +30,17 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def positive_int(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
+    return _at_least(int, 1, text, "a whole number of at least 1")
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    return _at_least(int, 0, text, "a whole number of at least 0")
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    return _at_least(float, sys.float_info.min, text, "a number above 0")
 
 
 def share(text: str) -> float:
@@ -39,13 +52,20 @@ def share(text: str) -> float:
 
 
 def run_main(main: Callable[[], int]) -> None:
-    """Run `main` and leave the process with its status: 2 for a `UserError`, 130 for Ctrl-C."""
+    """Run `main` and leave the process with its status: 2 for a `UserError` or a `MachineError`, 130 for Ctrl-C."""
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, MachineError) as error:
         sys.exit(_say(f"error: {error}", status=2))
     except KeyboardInterrupt:
         sys.exit(_say("\ninterrupted: what is finished is on disk; run the same command again to go on", status=130))
+
+
+def _at_least(kind: type, least: float, text: str, what: str) -> float:
+    value = kind(text)
+    if not value >= least:
+        raise argparse.ArgumentTypeError(f"{text} is not {what}")
+    return value
 
 
 def _say(message: str, status: int) -> int:

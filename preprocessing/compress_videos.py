@@ -27,7 +27,7 @@ def compressed_file(video: Video, output: Path) -> Path:
     return output / video.path.parent.name / f"{video.name}.mp4"
 
 
-def compress_video(video: Video, output: Path, seed: int) -> list[str]:
+def compress_video(video: Video, output: Path, seed: int) -> None:
     """Re-encode one video. Its quality follows from its name and the seed.
 
     Raises:
@@ -50,7 +50,6 @@ def compress_video(video: Video, output: Path, seed: int) -> list[str]:
             target.mux(encoder.encode())
         if not frames:
             raise VideoError(f"{video.path}: no frame could be decoded")
-    return []
 
 
 def main(argv: list[str] | None = None) -> int:

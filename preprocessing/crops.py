@@ -4,6 +4,7 @@ Method: the winner's. Boxes come from half-resolution frames; they are doubled, 
 third of the box on each side and clipped to the frame.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,4 +93,11 @@ def write_image(path: Path, image: np.ndarray) -> None:
     bgr = image[..., ::-1] if image.ndim == 3 else image
     ok, data = cv2.imencode(".png", bgr)
     assert ok, f"cannot encode {path}"
-    data.tofile(path)
+    path.write_bytes(data)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a NumPy file. Not atomic either. NumPy's own writing to a full disk ends without the system's reason."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getbuffer())

@@ -5,6 +5,7 @@ Names what the five steps write: the five functions at the end are the only plac
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def read_metadata(path: Path) -> dict[str, dict]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); unpack this part again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); unpack this part again") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UserError(f'{path}: must map each file name to an object such as {{"label": "REAL"}}')
@@ -123,14 +124,23 @@ def _read_entry(folder: Path, part: int, name: str, entry: dict, present: set[st
     metadata = str(folder / "metadata.json")
     label, original = entry.get("label"), entry.get("original") or name
     for text in (name, original):
-        if not isinstance(text, str) or not Path(text).stem or Path(text).name != text:
+        if not isinstance(text, str) or not _is_plain(text):
             return Trouble(metadata, f"{text!r} is not a plain file name; correct the entry {name!r}")
-    if label not in LABELS:
+    if not isinstance(label, str) or label not in LABELS:
         return Trouble(metadata, f"the entry {name!r} has the label {label!r}; it must be REAL or FAKE")
     if name not in present:
         return Trouble(str(folder / name), "listed in metadata.json, but there is no such file; unpack this part again")
     is_fake = LABELS[label]
     return Video(folder / name, part, is_fake, Path(original if is_fake else name).stem)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name from metadata.json names a file in its own folder, and its stem one in ours: no `/`, `..` or the like."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return name != "" and Path(name).name == name and not name.startswith(".") and "\0" not in name
 
 
 def _no_original(video: Video, original: Video | None, root: Path) -> str:

@@ -12,6 +12,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from preprocessing.cli import MachineError
+
 Thresholds = tuple[float, float, float]  # one for each of MTCNN's three networks
 
 # The winner's three settings: strict for the boxes that training crops are cut with, lenient for landmarks inside a
@@ -55,7 +57,26 @@ class FaceDetector:
             together: as facenet-pytorch does with all of them in one batch; otherwise as with each alone. It matters: in a
                 batch large float32 offsets keep the frames' boxes apart, so a borderline box can survive there and not alone.
                 Each caller does as the winner did in its place.
+
+        Raises:
+            MachineError: the GPU failed, or its memory is short even for one image (`together`: for all of them).
         """
+        import torch
+
+        try:
+            return self._detect(images, together)
+        except torch.OutOfMemoryError as error:
+            if together or len(images) == 1:
+                raise MachineError(f"not enough GPU memory to find faces ({error}); use fewer --workers") from error
+        except RuntimeError as error:
+            if self._cascade.device.type == "cpu":
+                raise
+            raise MachineError(f"the GPU failed while faces were searched: {error}") from error
+        torch.cuda.empty_cache()
+        half = len(images) // 2
+        return self(images[:half]) + self(images[half:])
+
+    def _detect(self, images: Sequence[np.ndarray], together: bool) -> list[Faces]:
         large = [number for number, image in enumerate(images) if min(image.shape[:2]) >= MIN_FACE_SIZE]
         found = [_no_faces() for _ in images]
         if large:
@@ -93,7 +114,14 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def pick_device(name: str) -> str:
-    """What `auto` means on this machine; other names as they are."""
+    """What `auto` means on this machine; other names as they are.
+
+    Raises:
+        MachineError: a GPU is asked for and there is none.
+    """
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    there_is_one = torch.cuda.is_available()
+    if name.startswith("cuda") and not there_is_one:
+        raise MachineError(f"--device {name}: PyTorch finds no GPU here; use cpu or auto")
+    return ("cuda" if there_is_one else "cpu") if name == "auto" else name

@@ -1,9 +1,14 @@
 """The one video reader: chosen frames of a local file, in order, as RGB arrays.
 
-Reads any container and codec of the FFmpeg inside PyAV. The pixels equal those of OpenCV's `VideoCapture` bit for bit,
-which is what the winner's scripts used; `tests/test_video.py` compares the two.
+Reads MP4, QuickTime, Matroska, WebM and AVI with any codec of the FFmpeg inside PyAV. The pixels equal those of OpenCV's
+`VideoCapture` bit for bit, which is what the winner's scripts used; `tests/test_video.py` compares the two.
+
+Videos come from strangers. FFmpeg would follow a playlist to other files and to the network, so the containers that may do
+that are not opened, and no protocol but that of local files is. Frames that are too large are refused before memory is
+taken for them; time and memory of all else are the worker's to bound (`preprocessing.workers`).
 """
 
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +20,8 @@ import numpy as np
 from preprocessing.cli import UserError
 
 CAN_SKIP = ("h264", "hevc")  # FFmpeg's decoders that leave out a frame that no other refers to, one packet at a time
+CONTAINERS = "mov,matroska,avi"  # FFmpeg's names of the demuxers of those
+MAX_PIXELS = 2**26  # of a frame: twice those of 8K
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
@@ -131,18 +138,37 @@ def open_video(path: Path) -> av.container.InputContainer:
     """Open a local file that holds a video stream. Close it, or use it in a `with` block.
 
     Raises:
-        VideoError: the file is missing, is no video or holds sound only.
+        VideoError: the file is missing, is no video, holds sound only or announces frames of more than `MAX_PIXELS`.
     """
-    if not Path(path).is_file():
-        raise VideoError(f"{path}: no such video file")
+    _check_file(Path(path))
     try:
-        container = av.open(str(path))
+        # `file:` keeps a name such as `concat:a|b` from being taken for another protocol
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
     if not container.streams.video:
         container.close()
         raise VideoError(f"{path}: holds no video stream")
+    codec = container.streams.video[0].codec_context
+    if codec.width * codec.height > MAX_PIXELS:
+        container.close()
+        raise VideoError(f"{path}: announces frames of {codec.width}x{codec.height}, more than {MAX_PIXELS} pixels")
+    codec.options = {"max_pixels": str(MAX_PIXELS)}  # for frames that are larger than announced
     return container
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        what = "a link to a file that is not there" if path.is_symlink() else "no such video file"
+        raise VideoError(f"{path}: {what}") from error
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be opened ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for somebody to write
+        raise VideoError(f"{path}: {'a folder' if path.is_dir() else 'no regular file'}, not a video")
+    if not status.st_size:
+        raise VideoError(f"{path}: the file is empty")
 
 
 def decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -44,7 +44,7 @@ def preprocessed(dfdc, tmp_path_factory) -> Path:
     for step in STEPS:
         options = ["--device", "cpu"] if step in DETECTING else []
         assert (
-            importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "1", *options]) == 0
+            importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "0", *options]) == 0
         )
     return root
 

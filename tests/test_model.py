@@ -1,11 +1,15 @@
+import json
+import os
 import pickle
+import runpy
 import zlib
-from pathlib import Path
+from subprocess import getoutput
 
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torchvision.transforms import Normalize as TorchvisionNormalize
 
 from preprocessing.cli import UserError
@@ -159,19 +163,73 @@ def test_the_recorded_answers_tell_another_epsilon_or_padding_apart(change, monk
 
 
 class Evil:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function, argument):
+        self.call = function, (argument,)
+
     def __reduce__(self):
-        return Path.touch, (Path("/tmp/evil-checkpoint-was-run"),)
+        return self.call
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
-    trace = Path("/tmp/evil-checkpoint-was-run")
-    trace.unlink(missing_ok=True)
-    torch.save({"state_dict": {}, "extra": Evil()}, tmp_path / "new")
-    (tmp_path / "plain").write_bytes(pickle.dumps({"state_dict": {}, "extra": Evil()}, protocol=2))
-    for name in ("new", "plain"):
-        with pytest.raises(UserError, match=f"{name}: not a checkpoint that can be read safely"):
+@pytest.mark.parametrize("function, named", [(os.system, "posix.system"), (eval, "eval"), (getoutput, "getoutput"),
+                                             (runpy.run_path, "runpy.run_path"), (__import__, "__import__")])  # fmt: skip
+def test_a_checkpoint_that_would_run_code_is_refused_by_name(tmp_path, function, named):
+    trace = tmp_path / "it was run"
+    argument = f"touch '{trace}'" if function in (os.system, getoutput) else f"open({str(trace)!r}, 'w')"
+    entries = {"state_dict": {}, "extra": Evil(function, argument)}
+    torch.save(entries, tmp_path / "new")
+    torch.save(entries, tmp_path / "old", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain").write_bytes(pickle.dumps(entries, protocol=2))
+    for name in ("new", "old", "plain"):
+        with pytest.raises(UserError, match=f"{name}: refused: it asks for .*{named}, .*nothing of it was run"):
+            load_checkpoint(tmp_path / name)
+    with pytest.raises(UserError, match="refused"):
+        DeepFakeClassifier(B0, pretrained=str(tmp_path / "new"))
+    (tmp_path / "protocol 5").write_bytes(pickle.dumps(entries, protocol=5))
+    torch.save(torch.nn.ReLU(), tmp_path / "object")
+    for name in ("protocol 5", "object"):
+        with pytest.raises(UserError, match=f"{name}: (not a checkpoint that can be read safely|refused)"):
             load_checkpoint(tmp_path / name)
     assert not trace.exists()
+
+
+def test_safetensors_serve_too(tmp_path):
+    """With our settings in the metadata, or named as the winner's; a damaged one is named."""
+    config = Config(encoder=B0, input={"size": 96})
+    model = DeepFakeClassifier(B0).eval()
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    entries = {"epoch": "3", "config": json.dumps(config.model_dump())}
+    save_file(weights, tmp_path / "ours.safetensors", entries)
+    save_file(weights, tmp_path / "final_1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_2.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    for name, settings in (("ours", config.input), ("final_1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_2", InputSettings())):
+        loaded, found = load_classifier(tmp_path / f"{name}.safetensors")
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+        assert found == settings
+    assert load_checkpoint(tmp_path / "ours.safetensors")["epoch"] == 3
+    save_file(model.encoder.state_dict(), tmp_path / "encoder.safetensors")
+    other = DeepFakeClassifier(B0, pretrained=str(tmp_path / "encoder.safetensors"))
+    torch.testing.assert_close(other.encoder.conv_head.weight, model.encoder.conv_head.weight, rtol=0, atol=0)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "ours.safetensors").read_bytes()[:5000])
+    with pytest.raises(UserError, match="cut.safetensors: not a safetensors file"):
+        load_classifier(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"state_dict": {"fc.weight": "text"}}, "not weights of"), ({"state_dict": {1: 2}}, "not weights of"),
+    ({"config": {"input": {"size": 10**9}}}, "less than or equal to 2048"), ({"config": [1]}, "another version"),
+    ({"config": {"encoder": "../../etc"}}, "give an EfficientNet"), ({"state_dict": 5}, "no `state_dict`"),
+])  # fmt: skip
+def test_a_strangers_entries_are_checked(tmp_path, change, words):
+    config = Config(encoder=B0).model_dump()
+    entries = {"state_dict": {}, "config": config} | change
+    if isinstance(entries["config"], dict):
+        entries["config"] = config | entries["config"]
+    torch.save(entries, tmp_path / "bad")
+    with pytest.raises(UserError, match=f"{words}"):
+        load_classifier(tmp_path / "bad")
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):

@@ -27,7 +27,7 @@ def read_rows(path):
 
 def run(test_dir, output, checkpoints, *options):
     arguments = ["--test-dir", test_dir, "--output", output, "--weights-dir", checkpoints, "--models", "one", "two",
-                 "--workers", "1", "--device", "cpu", *options]  # fmt: skip
+                 "--workers", "0", "--device", "cpu", *options]  # fmt: skip
     return predict.main([str(argument) for argument in arguments])
 
 

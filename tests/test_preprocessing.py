@@ -20,7 +20,7 @@ STEPS = {number: importlib.import_module(f"preprocessing.{name}") for number, na
 
 
 def run(number, root, *options):
-    return STEPS[number].main(["--root-dir", str(root), "--workers", "1", *options])
+    return STEPS[number].main(["--root-dir", str(root), "--workers", "0", *options])
 
 
 def read_rows(path):
@@ -137,7 +137,7 @@ def test_a_box_outside_the_frame_makes_no_crop(preprocessed, tmp_path):
     boxes["5"] = boxes["10"]  # the winner's own files hold every frame; only every 10th is cut
     path.write_text(json.dumps(boxes))
     assert run(2, root) == 0
-    assert tree(root / "crops" / REAL) == ["0_0.png", "10_0.png", "20_0.png"]
+    assert tree(root / "crops" / REAL) == [".left_out", "0_0.png", "10_0.png", "20_0.png"]
     reasons = [row["reason"] for row in read_rows(root / "failures.csv")]
     assert reasons == ["frame 10, face 1: outside the 320x240 frame, no crop"] * 2
 
@@ -148,7 +148,7 @@ def test_crops_too_small_or_unlike_make_no_diff(preprocessed, tmp_path):
     cv2.imwrite(str(root / "crops" / FAKE / "10_0.png"), np.zeros((5, 5, 3), np.uint8))
     (root / "crops" / REAL / "20_0.png").unlink()
     assert run(4, root) == 0
-    assert tree(root / "diffs" / FAKE) == ["0_0_diff.png"]
+    assert tree(root / "diffs" / FAKE) == [".left_out", "0_0_diff.png"]
     assert len(read_rows(root / "failures.csv")) == 2
 
 
@@ -156,7 +156,7 @@ def test_compressed_videos_keep_their_frames(dfdc, tmp_path):
     from preprocessing import compress_videos
 
     out = tmp_path / "compressed"
-    assert compress_videos.main(["--root-dir", str(dfdc), "--output-dir", str(out), "--workers", "1"]) == 0
+    assert compress_videos.main(["--root-dir", str(dfdc), "--output-dir", str(out), "--workers", "0"]) == 0
     sources = sorted(dfdc.glob("dfdc_train_part_*/*"))
     assert tree(out) == [name for name in tree(dfdc) if not name.startswith("failures")]
     for source in sources:
@@ -193,6 +193,6 @@ def test_a_step_that_fails_ends_the_program(tmp_path, capsys):
     (tmp_path / "dfdc_train_part_0").mkdir()
     (tmp_path / "dfdc_train_part_0" / "a.mp4").write_text("no video")
     (tmp_path / "dfdc_train_part_0" / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
-    assert all_steps.main(["--root-dir", str(tmp_path), "--workers", "1"]) == 1
+    assert all_steps.main(["--root-dir", str(tmp_path), "--workers", "0"]) == 1
     assert "01_detect_faces: too many videos failed" in capsys.readouterr().err
     assert not (tmp_path / "crops").exists()

@@ -2,15 +2,16 @@
 
 Names  {prefix}DeepFakeClassifier_{encoder}_{fold}_{epoch}, as the winner's, and …_last for going on
 Hold   epoch, state_dict, bce_best, as the winner's, and config (all settings); …_last also the optimizer and the scaler
+       NAME.safetensors serves too: the weights, and the other entries as JSON in its metadata
 
 The published seven are in PyTorch's file format of before 1.6, have `module.` before each key, no settings, and a NumPy
-float, which `torch.load(weights_only=True)` refuses until that one type is allowed.
+float, for which `training.weights_file` makes an exception.
 """
 
+import io
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -18,15 +19,9 @@ from preprocessing.cli import UserError
 from preprocessing.files import whole_file
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
+from training.weights_file import SAFETENSORS, read_weights
 
 NETWORK = "DeepFakeClassifier"
-# what a NumPy scalar is pickled as; NumPy 1 wrote the first name of the module, NumPy 2 writes the second
-_NUMPY_SCALAR = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    np._core.multiarray.scalar,
-    np.dtype,
-    type(np.dtype(np.float64)),
-]
 
 
 def run_name(prefix: str, encoder: str, fold: int) -> str:
@@ -36,9 +31,11 @@ def run_name(prefix: str, encoder: str, fold: int) -> str:
 
 
 def save_checkpoint(path: Path, **entries: object) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint whole or not at all. The same entries give the same bytes."""
+    buffer = io.BytesIO()  # a full disk then says so itself; PyTorch's own message would not
+    torch.save(entries, buffer)
     with whole_file(path) as temporary:
-        torch.save(entries, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -47,18 +44,10 @@ def load_checkpoint(path: Path) -> dict:
     Raises:
         UserError: the file is missing, is no checkpoint, or holds objects other than weights and numbers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALAR):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file; each becomes one line for the user
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({type(error).__name__}: {reason})") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    checkpoint = read_weights(path)
+    if not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path}: holds no `state_dict`; it is not one of this project's or the winner's checkpoints")
-    checkpoint["state_dict"] = {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+    checkpoint["state_dict"] = {str(key).removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
     return checkpoint
 
 
@@ -73,8 +62,9 @@ def load_classifier(path: Path) -> tuple[DeepFakeClassifier, InputSettings]:
     model = DeepFakeClassifier(encoder)
     try:
         model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: not weights of {encoder} ({str(error).splitlines()[1].strip()[:200]})") from error
+    except (RuntimeError, TypeError, AttributeError) as error:  # the last two where entries are no tensors
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not weights of {encoder} ({reason})") from error
     return model.eval(), settings
 
 
@@ -86,7 +76,7 @@ def _describe(path: Path, checkpoint: dict) -> tuple[str, InputSettings]:
         except (ValidationError, TypeError) as error:
             raise UserError(f"{path}: made by another version of this project ({error})") from error
         return config.encoder, config.input
-    named = re.search(rf"{NETWORK}_(tf_efficientnet_b[0-7])_ns_", Path(path).name)
+    named = re.search(rf"{NETWORK}_(tf_efficientnet_b[0-7])_ns_", Path(path).name.removesuffix(SAFETENSORS))
     if not named:
         raise UserError(
             f"{path}: holds no settings, and its name does not tell the encoder; name it as the winner's, "

@@ -19,6 +19,7 @@ from preprocessing.crops import MARGIN_PARTS
 from preprocessing.faces import INFERENCE_THRESHOLDS
 
 Rgb = tuple[float, float, float]
+MOST_BASES = 10
 
 
 class InputSettings(BaseModel):
@@ -26,10 +27,11 @@ class InputSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(380, ge=32, description="pixels a side of the square input")
+    # the upper bounds keep a stranger's checkpoint from asking for all of the memory
+    size: int = Field(380, ge=32, le=2048, description="pixels a side of the square input")
     mean: Rgb = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of values in 0..1
     std: Rgb = (0.229, 0.224, 0.225)
-    frames_per_video: int = Field(32, ge=1, description="evenly spaced frames looked at in each video")
+    frames_per_video: int = Field(32, ge=1, le=1000, description="evenly spaced frames looked at in each video")
     detector_thresholds: tuple[float, float, float] = INFERENCE_THRESHOLDS
     margin_parts: int = Field(MARGIN_PARTS, ge=1, description="n for 1/n of the face's box added on each side")
 
@@ -96,24 +98,37 @@ def load_config(path: Path, overrides: list[str] = ()) -> Config:
         *groups, last = key.split(".")
         for group in groups:
             place = place.setdefault(group, {})
-        place[last] = yaml.safe_load(text)
+            if not isinstance(place, dict):
+                raise UserError(f"--set {override}: {group!r} is no group of settings")
+        place[last] = _parse(text, f"--set {override}")
     try:
         return Config(**values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from error
+    except TypeError as error:
+        raise UserError(f"{path}: {error}; keys must be words") from error
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, depth: int = 0) -> dict:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); the project's own are in configs/") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold `key: value` lines; see configs/b7.yaml")
     base = values.pop("base", None)
-    return {**_read(path.parent / base), **values} if base else values
+    if base is None:
+        return values
+    if not isinstance(base, str) or depth == MOST_BASES:
+        raise UserError(f"{path}: `base` must name another file, and files must not name each other in a circle")
+    return {**_read(path.parent / base, depth + 1), **values}
+
+
+def _parse(text: str | bytes, where: object) -> object:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())[:300]}") from error
 
 
 def _explain(error: ValidationError) -> str:

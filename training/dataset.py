@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from preprocessing.cli import UserError
 from preprocessing.crops import read_image
 from preprocessing.dfdc import crops_folder, diffs_folder, folds_file, landmarks_folder
+from preprocessing.files import TABLE
 from training.augment import TrainingTransform, plain_transform
 from training.config import Config
 from training.cutout import cut_half, cut_hull, cut_landmark
@@ -55,7 +56,7 @@ def read_crops(root: Path) -> Crops:
     """
     path = folds_file(Path(root))
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, **TABLE) as file:
             reader = csv.DictReader(file)
             if missing := COLUMNS - set(reader.fieldnames or ()):
                 raise UserError(f"{path}: lacks the column {', '.join(sorted(missing))}; run preprocessing step 5 again")
@@ -122,7 +123,8 @@ class BalancedSampler(Sampler[tuple[int, int]]):
 
 
 class TrainingCrops(Dataset):
-    """Augmented crops. Item (row, seed): image (S, S, 3) uint8 RGB, smoothed label, rows that could not be read."""
+    """Augmented crops. Item (row, seed): image (S, S, 3) uint8 RGB, smoothed label, the row it is of, seed, and why each crop
+    that it replaces could not be read."""
 
     def __init__(self, crops: Crops, config: Config):
         self.crops, self.config = crops, config
@@ -149,7 +151,7 @@ class TrainingCrops(Dataset):
             image = plain_transform(image, self.config.input.size)
         smoothing = self.config.label_smoothing
         label = float(np.clip(self.crops.label[row], smoothing, 1 - smoothing))
-        return {"image": image, "label": np.float32(label), "broken": broken}
+        return {"image": image, "label": np.float32(label), "row": row, "seed": seed, "broken": broken}
 
     def _read(self, row: int, rng: random.Random) -> np.ndarray:
         """A crop (h, w, 3) uint8 RGB with at most one cutout."""
@@ -165,6 +167,8 @@ class TrainingCrops(Dataset):
         if rng.random() < config.half_cutout:
             path = diffs_folder(crops.root, video) / f"{stem}_diff.png"
             diff = read_image(path, cv2.IMREAD_GRAYSCALE) if path.exists() else np.zeros(image.shape[:2], np.uint8)
+            if diff.shape != image.shape[:2]:
+                raise UserError(f"{path}: is not of the crop's size; delete the folder {path.parent} and run step 4 again")
             return cut_half(image, diff, bool(crops.label[row]), rng)
         return image
 
@@ -198,6 +202,8 @@ def _read_landmarks(path: Path) -> np.ndarray | None:
         return None
     try:
         landmarks = np.load(path)
+        if landmarks.shape != (5, 2) or landmarks.dtype.kind not in "if":
+            raise ValueError(f"{landmarks.dtype} {landmarks.shape}")
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path}: not landmarks; delete the folder {path.parent} and run the preprocessing again") from error
     return landmarks

@@ -12,7 +12,9 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from preprocessing.cli import MachineError
 from preprocessing.faces import pick_device
+from preprocessing.workers import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,28 @@ class World:
 
 @contextmanager
 def join_world(device: str | None = None) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone. `device`: cpu or cuda; the GPU where there is one if None."""
+    """Join the processes that torchrun started, or be alone. `device`: cpu or cuda; the GPU where there is one if None.
+
+    Raises:
+        MachineError: another of the processes ended.
+    """
     size, rank, local_rank = (int(os.environ.get(name, default)) for name, default in
                               (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # fmt: skip
     kind = pick_device(device or "auto")
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    if size > 1:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    if size == 1:
+        yield World(rank, size, place)
+        return
+    die_with_parent()  # torchrun, if it is killed, leaves its processes running
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(rank, size, place)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "peer" not in str(error).lower():
+            raise
+        raise MachineError(f"process {rank}: another training process ended, and what it printed says why; run the same "
+                           "command again to go on after the last epoch") from error  # fmt: skip
     finally:
-        if size > 1:
-            dist.destroy_process_group()
+        dist.destroy_process_group()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from preprocessing.cli import UserError
+from training.weights_file import read_weights
 
 EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"
 
@@ -100,13 +101,8 @@ def _no_weights(name: str, error: Exception) -> str:
 def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"pretrained: {path}: no such file; give `hub`, `none` or a file of encoder weights")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+    entries = read_weights(path)
     try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"pretrained: {path}: not weights of this encoder ({str(error).splitlines()[1].strip()})") from error
+        encoder.load_state_dict(entries.get("state_dict", entries))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"pretrained: {path}: not weights of this encoder ({' '.join(str(error).split())[:200]})") from error

@@ -14,9 +14,9 @@ import argparse
 import csv
 import math
 import os
-import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,9 @@ import yaml
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from preprocessing.cli import UserError, make_parser, run_main
-from preprocessing.files import whole_file, write_csv
-from preprocessing.run import keep_memory
+from preprocessing.cli import MachineError, UserError, count, make_parser, run_main
+from preprocessing.files import TABLE, whole_file, write_csv, writing
+from preprocessing.workers import deaf_to_ctrl_c, die_with_parent, keep_memory
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
 from training.config import Config, load_config
 from training.dataset import BalancedSampler, Crops, TrainingCrops, ValidationCrops, collate, read_crops, split_crops
@@ -36,6 +36,13 @@ from training.distributed import World, join_world
 from training.losses import balanced_loss, video_losses
 from training.model import DeepFakeClassifier, Normalize
 from training.schedule import poly_learning_rate
+
+
+MOST_SKIPS = 20  # steps in a row without finite gradients; the scaler halves its scale at each, from 65,536 to below 1
+
+
+class NotFinite(UserError):
+    """A step whose loss or gradients are not finite, where that is no longer the scaler's search for its scale."""
 
 
 @dataclass
@@ -49,6 +56,9 @@ class Trainer:
     normalize: Normalize
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    skipped: int = 0  # steps that the scaler left out because gradients were not finite, until the last but one
+    _in_a_row: int = 0
+    _scale: float = 0.0
 
     @classmethod
     def build(cls, config: Config, world: World, pretrained: str) -> "Trainer":
@@ -70,17 +80,22 @@ class Trainer:
             return model(images).float()
 
     def step(self, batch: dict, iteration: int) -> tuple[float, float, float]:
-        """One optimizer step. Returns the loss over fakes and reals, over fakes, over reals."""
+        """One optimizer step. Returns the loss over fakes and reals, over fakes, over reals.
+
+        Raises:
+            NotFinite: the loss is not, or the scaler has skipped `MOST_SKIPS` steps in a row. A loss that is not finite comes
+                from activations that are not, which are in batch norm's statistics by now: no later step would mend that.
+        """
         config = self.config
         learning_rate = poly_learning_rate(iteration, config.learning_rate, config.poly_power, config.max_iterations)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         losses = balanced_loss(self.logits(batch["image"]), batch["label"].to(self.world.device))
         values = torch.stack(losses).tolist()  # one wait for the GPU, not three
-        if not math.isfinite(values[0]):
-            raise UserError(
-                f"the loss is {values[0]} at iteration {iteration}; lower learning_rate, or set precision to bfloat16"
-            )
+        self._count_skips()
+        if not math.isfinite(values[0]) or self._in_a_row > MOST_SKIPS:
+            what = f"the loss is {values[0]}" if not math.isfinite(values[0]) else "the gradients are not finite"
+            raise NotFinite(f"{what} at iteration {iteration}; lower learning_rate, or set precision to bfloat16")
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses[0]).backward()
         self.scaler.unscale_(self.optimizer)
@@ -89,15 +104,28 @@ class Trainer:
         self.scaler.update()
         return tuple(values)
 
+    def _count_skips(self) -> None:
+        """The scaler lowers its scale where it skips a step. Asked one step later, when the GPU has got there anyway."""
+        scale = self.scaler.get_scale()
+        if scale < self._scale:
+            self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        else:
+            self._in_a_row = 0
+        self._scale = scale
 
-def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int) -> dict:
-    """One pass over `loader`. Returns this epoch's training columns of metrics.csv."""
+
+def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int, log: Path) -> dict:
+    """One pass over `loader`. Returns this epoch's training columns of metrics.csv; `log` is for the names of a bad batch."""
     trainer.model.train()
     config, world = trainer.config, trainer.world
-    start, broken, sums = time.perf_counter(), 0, [0.0, 0.0, 0.0]
-    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", disable=not world.is_main)
+    start, broken, sums, skipped = time.perf_counter(), 0, [0.0, 0.0, 0.0], trainer.skipped
+    bar = tqdm(batches(loader), desc=f"epoch {epoch}", unit="batch", total=len(loader), disable=not world.is_main)
     for number, batch in enumerate(bar):
-        losses = trainer.step(batch, epoch * config.batches_per_epoch + number)
+        try:
+            losses = trainer.step(batch, epoch * config.batches_per_epoch + number)
+        except NotFinite as error:
+            path = _save_batch(log / f"bad_batch_{world.rank}.csv", loader.dataset.crops, batch)
+            raise UserError(f"{error}. The batch's crops are listed in {path}") from error
         sums = [total + loss for total, loss in zip(sums, losses)]
         bar.set_postfix(loss=f"{sums[0] / (number + 1):.4f}", lr=f"{trainer.optimizer.param_groups[0]['lr']:.2e}")
         for message in (message for messages in batch["broken"] for message in messages):
@@ -112,6 +140,7 @@ def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int) -> dict:
         "learning_rate": trainer.optimizer.param_groups[0]["lr"],
         **dict(zip(("train_loss", "train_fake_loss", "train_real_loss"), means)),
         "broken_crops": sum(world.gather([broken])),
+        "skipped_steps": trainer.skipped - skipped,
         "images_per_second": round(images / (time.perf_counter() - start), 1),
     }
 
@@ -121,11 +150,21 @@ def validate(trainer: Trainer, loader: DataLoader, crops: Crops) -> dict:
     """Score every video of the fold. Returns the validation columns of metrics.csv."""
     trainer.model.eval()
     scores = []
-    for batch in tqdm(loader, desc="validate", unit="batch", disable=not trainer.world.is_main):
+    for batch in tqdm(batches(loader), desc="validate", unit="batch", total=len(loader), disable=not trainer.world.is_main):
         probabilities = torch.sigmoid(trainer.logits(batch["image"])).tolist()
         scores += zip(crops.video[batch["row"]].tolist(), probabilities, batch["label"].tolist())
     fake_loss, real_loss = video_losses(trainer.world.gather(scores))
     return {"val_fake_loss": fake_loss, "val_real_loss": real_loss, "val_loss": (fake_loss + real_loss) / 2}
+
+
+def batches(loader: DataLoader) -> Iterator[dict]:
+    """A loader's batches, with the errors of its processes as our own."""
+    with deaf_to_ctrl_c():
+        iterator = iter(loader)
+    try:
+        yield from iterator
+    except UserError as error:  # from a loader process it comes inside that process's traceback
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
 def train(options: argparse.Namespace, config: Config, world: World) -> None:
@@ -160,7 +199,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     for epoch in range(start, config.epochs):
         sampler.epoch = epoch
         torch.manual_seed(options.seed + 1000 * epoch + world.rank)  # of dropout and stochastic depth
-        row = train_epoch(trainer, train_loader, epoch)
+        row = train_epoch(trainer, train_loader, epoch, log)
         row |= validate(trainer, val_loader, validation)
         best = min(best, row["val_loss"])
         if world.is_main:
@@ -202,8 +241,15 @@ def _make_loader(dataset: torch.utils.data.Dataset, workers: int, batch_size: in
 
 
 def _start_loader_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process hears Ctrl-C
+    die_with_parent()
     cv2.setNumThreads(1)
+
+
+def _save_batch(path: Path, crops: Crops, batch: dict) -> Path:
+    """List a batch's crops: with row and seed `TrainingCrops` makes each image again."""
+    rows = zip(batch["row"], batch["seed"])
+    write_csv(path, ["row", "seed", "video", "file"], ([row, seed, crops.video[row], crops.file[row]] for row, seed in rows))
+    return path
 
 
 def _find_resume(options: argparse.Namespace, last: Path, config: Config, world: World) -> dict | None:
@@ -251,10 +297,10 @@ def _log(log: Path, row: dict) -> None:
 
     path, rows = log / "metrics.csv", []
     if path.exists():
-        with open(path, newline="") as file:
+        with open(path, **TABLE) as file:
             rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
     write_csv(path, list(row), ([old.get(key, "") for key in row] for old in [*rows, row]))
-    with SummaryWriter(str(log)) as writer:
+    with writing(log), SummaryWriter(str(log)) as writer:
         for key, value in row.items():
             if key != "epoch":
                 writer.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
@@ -271,14 +317,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=111, help="of weights, sampling and augmentation")
     parser.add_argument("--prefix", default="", help="of the checkpoints' names; SEED_ if not given")
     parser.add_argument("--resume", default="auto", help="auto: go on from …_last if it is there; none; or a file")
-    parser.add_argument("--workers", type=int, default=min(6, max(1, (os.cpu_count() or 1) // processes)),
+    parser.add_argument("--workers", type=count, default=min(6, max(1, (os.cpu_count() or 1) // processes)),
                         help="loader processes for each training process")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), help="the GPU where there is one if not given")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the config file")
     options = parser.parse_args(argv)
     config = load_config(options.config, options.set)
-    with join_world(options.device) as world:
-        train(options, config, world)
+    try:
+        with join_world(options.device) as world:
+            train(options, config, world)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise MachineError(f"{error} A loader process ended; if it was for want of memory, use fewer --workers. The same "
+                           "command goes on after the last epoch") from error  # fmt: skip
     return 0
 
 
