@@ -87,6 +87,8 @@ def extract_faces(path: Path, settings: InputSettings, sizes: Sequence[int], dev
             raise
     find_faces(batch)
     faces.inputs = {size: np.stack(images) for size, images in zip(sizes, zip(*crops))}
+    if not read:
+        raise VideoError(f"{path}: none of {len(numbers)} frames could be decoded")
     troubles = [f"only {read} of {len(numbers)} frames could be decoded"] if read < len(numbers) else []
     troubles += [] if crops else [f"no face found in {read} frames"]
     faces.trouble = "; ".join(troubles)

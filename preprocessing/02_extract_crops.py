@@ -17,20 +17,24 @@ from preprocessing.crops import crop_face, write_image
 from preprocessing.dfdc import Video, boxes_file, crops_folder, read_dataset
 from preprocessing.files import whole_folder
 from preprocessing.run import run_step, step_parser
-from preprocessing.video import read_frames
+from preprocessing.video import probe, read_frames
 
 FRAME_STEP = 10  # boxes that the winner's own script made hold every frame; only these are cut
 
 
 def extract_crops(video: Video, root: Path) -> None:
-    """Write one video's crops, and a reason for each box that lies outside its frame.
+    """Write one video's crops, and the reasons why some, or all, are missing.
 
     Raises:
         UserError: there are no boxes for its original.
         VideoError: the video cannot be read.
     """
-    boxes = {number: found for number, found in read_boxes(root, video).items() if found and number % FRAME_STEP == 0}
-    seen, left_out = 0, []
+    searched = {number: found for number, found in read_boxes(root, video).items() if number % FRAME_STEP == 0}
+    boxes = {number: found for number, found in searched.items() if found}
+    seen, left_out = 0, [] if boxes else [f"no face found in {len(searched)} frames"]
+    announced = len(range(0, probe(video.path).frames, FRAME_STEP))
+    if not video.is_fake and len(searched) < announced:
+        left_out.append(f"only {len(searched)} of {announced} frames could be decoded in step 1")
     with whole_folder(crops_folder(root, video.name), left_out) as folder:
         for number, frame in read_frames(video.path, sorted(boxes)):
             seen += 1

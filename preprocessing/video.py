@@ -146,15 +146,23 @@ def open_video(path: Path) -> av.container.InputContainer:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
-    if not container.streams.video:
+    try:
+        _check_stream(path, container)
+    except VideoError:
         container.close()
+        raise
+    return container
+
+
+def _check_stream(path: Path, container: av.container.InputContainer) -> None:
+    if not container.streams.video:
         raise VideoError(f"{path}: holds no video stream")
     codec = container.streams.video[0].codec_context
+    if codec is None:
+        raise VideoError(f"{path}: its codec is not known")
     if codec.width * codec.height > MAX_PIXELS:
-        container.close()
         raise VideoError(f"{path}: announces frames of {codec.width}x{codec.height}, more than {MAX_PIXELS} pixels")
     codec.options = {"max_pixels": str(MAX_PIXELS)}  # for frames that are larger than announced
-    return container
 
 
 def _check_file(path: Path) -> None:

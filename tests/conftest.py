@@ -17,6 +17,15 @@ from training.config import Config
 from training.model import DeepFakeClassifier
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="faults: 1,000 damaged videos and 30 kills each, not a few")
+
+
+@pytest.fixture(scope="session")
+def long_run(request) -> bool:
+    return request.config.getoption("--long")
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 

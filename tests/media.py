@@ -1,6 +1,7 @@
 """Small made videos and data sets for the tests. Not a test itself."""
 
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,17 +24,32 @@ def random_frames(count: int, height: int = 48, width: int = 64, seed: int = 0) 
     ]
 
 
-def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264", rate: int = 25, **options: str) -> Path:
-    """Encode frames (H, W, 3) uint8 RGB."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
+def write_video(
+    path: Path, frames: list[np.ndarray], codec: str = "libx264", rate: int = 25, pixels: str = "", times: Sequence[int] = (),
+    container: dict[str, str] = {}, **options: str,
+) -> Path:  # fmt: skip
+    """Encode frames (H, W, 3) uint8 RGB. `times`: of each frame, in frames; `container`, `options`: FFmpeg's of these."""
+    with av.open(str(path), "w", options=container) as target:
+        stream = target.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = pixels or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = number, Fraction(1, rate)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+            picture.pts, picture.time_base = times[number] if times else number, Fraction(1, rate)
+            target.mux(stream.encode(picture))
+        target.mux(stream.encode())
+    return path
+
+
+def turn(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Write a display matrix (a, b, c, d) into the track header of an MP4 that has none."""
+    data = path.read_bytes()
+    # identity in 16.16 fixed point, and 2.30 for the last number
+    identity = b"".join(int(v).to_bytes(4, "big") for v in (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30))
+    place = data.rindex(identity)  # the first one is the movie header's
+    a, b, c, d = (v * 65536 for v in matrix)
+    turned = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    path.write_bytes(data[:place] + turned + data[place + len(identity) :])
     return path
 
 

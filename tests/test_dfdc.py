@@ -40,6 +40,12 @@ def test_a_good_folder(tmp_path):
     ({"../x.mp4": {"label": "REAL"}}, [], ["'../x.mp4'", "plain file name"]),
     ({"x.mp4": {"label": "FAKE", "original": "/etc/a.mp4"}}, None, ["'/etc/a.mp4'", "plain file name"]),
     ({"a.mp4": {"label": "REAL"}}, None, ["a.mp4", "taken by"]),
+    *(({name: {"label": "REAL"}}, [], [repr(name), "plain file name"])
+      for name in ("..", ".", "", "...mp4", "..mp4", ".hidden.mp4", "/etc/passwd", "a/../../x.mp4", "nul\0.mp4", "\ud800.mp4")),
+    *(({"x.mp4": {"label": "FAKE", "original": original}}, None, ["plain file name"])
+      for original in ("..", "../a.mp4", "/a.mp4", ["a.mp4"], {"a": 1}, 5, "\ud800")),
+    *(({"x.mp4": {"label": label}}, None, ["REAL or FAKE"]) for label in (["REAL"], {}, 1, True, None)),
+    ("[" * 100_000, [], ["not JSON"]),
 ])  # fmt: skip
 def test_a_bad_entry_is_named_and_the_rest_is_kept(tmp_path, entries, files, words):
     write_part(tmp_path, 0, GOOD)

@@ -1,7 +1,9 @@
 """weights/download.sh against a server on this machine."""
 
+import csv
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -21,14 +23,10 @@ def server():
     """Serves `server.files` by name, with byte ranges; `server.cut` bytes are kept back, `server.asked` is what came."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.do_GET(body=False)
-
-        def do_GET(self, body=True):
+        def do_GET(self):
             data = httpd.files.get(self.path.strip("/"))
             first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-            if body:
-                httpd.asked.append((self.path.strip("/"), first))
+            httpd.asked.append((self.path.strip("/"), first))
             if data is None:
                 return self.send_error(404)
             self.send_response(206 if first else 200)
@@ -36,8 +34,7 @@ def server():
             if first:
                 self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
             self.end_headers()
-            if body:
-                self.wfile.write(data[first : len(data) - httpd.cut])
+            self.wfile.write(data[first : len(data) - httpd.cut])
 
         def log_message(self, *_):
             pass
@@ -51,9 +48,11 @@ def server():
 
 
 @pytest.fixture
-def weights(tmp_path):
-    for name in ("download.sh", "manifest.csv"):
-        shutil.copy(ROOT / "weights" / name, tmp_path)
+def weights(tmp_path, server):
+    """The folder with the script, and a manifest of the files that the server has."""
+    shutil.copy(ROOT / "weights" / "download.sh", tmp_path)
+    lines = [f"{name},0,0,{len(data)},{hashlib.sha256(data).hexdigest()}" for name, data in server.files.items()]
+    (tmp_path / "manifest.csv").write_text("\n".join(["name,seed,epoch,bytes,sha256", *lines, ""]))
     return tmp_path
 
 
@@ -76,18 +75,36 @@ def test_the_published_seven():
         "111_36", "555_19", "777_29", "777_31", "888_37", "888_40", "999_23"]  # fmt: skip
 
 
+def test_the_manifest_is_whole():
+    with open(ROOT / "weights" / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(266_910_613 <= int(row["bytes"]) <= 266_910_618 and len(bytes.fromhex(row["sha256"])) == 32 for row in rows)
+    assert len({row["sha256"] for row in rows}) == 7
+    assert all(row["name"].split("_")[1::8] == [row["seed"]] and row["name"].endswith(f"_{row['epoch']}") for row in rows)
+
+
 @needs_curl
-def test_downloads_all_writes_sums_and_checks_them_afterwards(weights, server):
+def test_downloads_all_and_checks_them_afterwards(weights, server):
     result = download(weights, server)
     assert result.returncode == 0, result.stderr
     assert all((weights / name).read_bytes() == data for name, data in server.files.items())
-    sums = dict(reversed(line.split()) for line in (weights / "SHA256SUMS").read_text().splitlines())
-    assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in server.files.items()}
     server.asked.clear()
     assert download(weights, server).returncode == 0 and server.asked == []
     (weights / NAMES[3]).write_bytes(b"changed")
     result = download(weights, server)
-    assert result.returncode != 0 and NAMES[3] in result.stdout + result.stderr and "differs" in result.stderr
+    assert result.returncode != 0 and f"{NAMES[3]}: is not the published file" in result.stderr
+
+
+@needs_curl
+@pytest.mark.parametrize("change, words", [
+    (lambda data: data.replace(b"3", b"4"), "sum is not that of manifest.csv"), (lambda data: data + b"more", "delete .*.part"),
+    (lambda data: data[:-1], "bytes came"),
+])  # fmt: skip
+def test_another_file_in_its_place_is_not_kept(weights, server, change, words):
+    server.files[NAMES[6]] = change(server.files[NAMES[6]])
+    result = download(weights, server)
+    assert result.returncode != 0 and re.search(f"{NAMES[6]}: .*{words}", result.stderr)
+    assert not (weights / NAMES[6]).exists() and (weights / NAMES[5]).exists()
 
 
 @needs_curl
@@ -95,7 +112,7 @@ def test_goes_on_where_it_broke_off(weights, server):
     server.cut = 30
     result = download(weights, server)
     assert result.returncode != 0 and "run this again" in result.stderr
-    assert not any((weights / name).exists() for name in [*NAMES, "SHA256SUMS"])
+    assert not any((weights / name).exists() for name in NAMES)
     have = (weights / f"{NAMES[0]}.part").stat().st_size
     assert have > 0
     server.cut = 0
@@ -110,4 +127,4 @@ def test_a_missing_file_is_a_loud_failure(weights, server):
     del server.files[NAMES[2]]
     result = download(weights, server)
     assert result.returncode != 0 and NAMES[2] in result.stderr and "404" in result.stderr
-    assert not (weights / "SHA256SUMS").exists() and (weights / NAMES[1]).exists()
+    assert not (weights / NAMES[2]).exists() and (weights / NAMES[1]).exists()

@@ -12,7 +12,7 @@ import torch
 
 from inference import pipeline, predict
 from inference.aggregate import winner
-from preprocessing.cli import UserError
+from preprocessing.cli import MachineError, UserError
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
 from tests.media import FAKE, LONE, REAL, random_frames, write_sound, write_video
 from tests.test_crops import slow_crop
@@ -219,3 +219,72 @@ def test_an_error_that_is_not_the_videos_is_never_a_half(videos, checkpoints, tm
     with pytest.raises(RuntimeError, match="CUDA error"):
         run(videos / f"{REAL}.mp4", tmp_path / "s.csv", checkpoints)
     assert not (tmp_path / "s.csv").exists()
+
+
+def short_of_memory(most, real):
+    """A network for which there is memory for so many faces at a time."""
+
+    def scores(ensemble, number, images):
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(ensemble, number, images)
+
+    return scores
+
+
+def test_a_gpu_that_is_short_of_memory_gets_smaller_batches(videos, checkpoints, monkeypatch, capsys):
+    ensemble = pipeline.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
+    faces = pipeline.extract_faces(videos / f"{LONE}.mp4", ensemble.faces_settings, ensemble.sizes, "cpu")
+    ((expected),) = ensemble([faces])
+    monkeypatch.setattr(pipeline.Ensemble, "_scores", short_of_memory(3, pipeline.Ensemble._scores))
+    ((got),) = ensemble([faces])
+    assert ensemble.batch == 2 and "2 faces at a time" in capsys.readouterr().err
+    for ours, theirs in zip(got, expected, strict=True):
+        assert len(ours) > 8
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    monkeypatch.setattr(pipeline.Ensemble, "_scores", short_of_memory(0, pipeline.Ensemble._scores))
+    with pytest.raises(MachineError, match="not enough GPU memory for one face"):
+        ensemble([faces])
+
+
+def test_any_other_error_of_the_gpu_ends_the_run(videos, checkpoints, tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(pipeline.Ensemble, "_scores", fail)
+    with pytest.raises(torch.AcceleratorError):
+        run(videos / f"{REAL}.mp4", tmp_path / "s.csv", checkpoints)
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_detector_that_is_short_of_memory_sees_fewer_images_at_a_time(videos, monkeypatch):
+    images = [half_size(frame) for frame in opencv_frames(videos / f"{LONE}.mp4")][:7]
+    detector = FaceDetector(INFERENCE_THRESHOLDS)
+    expected, real = detector(images), FaceDetector._detect
+
+    def detect(self, images, together):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, images, together)
+
+    monkeypatch.setattr(FaceDetector, "_detect", detect)
+    for ours, theirs in zip(detector(images), expected, strict=True):
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-4)
+    with pytest.raises(MachineError, match="not enough GPU memory.*fewer --workers"):
+        detector(images, together=True)  # all in one batch is what the training boxes are made of
+
+
+def test_a_network_that_answers_with_no_number_is_an_error(videos, checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints, tmp_path / "weights")
+    checkpoint = torch.load(folder / "two", weights_only=True)
+    checkpoint["state_dict"]["fc.weight"][0, 3] = float("nan")
+    torch.save(checkpoint, folder / "two")
+    with pytest.raises(UserError, match="two: answers with numbers that are not finite"):
+        run(videos / f"{REAL}.mp4", tmp_path / "s.csv", folder)
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_gpu_that_is_not_there(videos, checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match="--device cuda:1: PyTorch finds no GPU here"):
+        run(videos, tmp_path / "s.csv", checkpoints, "--device", "cuda:1")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import yaml
 from timm.layers import convert_sync_batchnorm
 
 from preprocessing.cli import UserError
+from tests.media import REAL
 from training import train
 from training.checkpoint import load_checkpoint
 from training.config import load_config
+from training.dataset import BalancedSampler, read_crops, split_crops
 from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier
@@ -166,9 +169,57 @@ def test_broken_crops_are_counted_and_too_many_stop_the_run(data, tmp_path):
     assert int(metrics(tmp_path / "c")[0]["broken_crops"]) > 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
-    with pytest.raises(UserError, match="the loss is (nan|inf) at iteration .* lower learning_rate"):
+def test_an_unreadable_validation_crop_is_one_line_also_from_a_loader_process(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "data")
+    (root / "crops" / REAL / "0_0.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as error:
+        run(root, tmp_path / "out", "max_broken_crops=1", options=("--workers", "1"))
+    assert re.fullmatch(rf"{root}/crops/{REAL}/0_0.png: not an image; delete the folder .*", str(error.value))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_crops(data, tmp_path):
+    with pytest.raises(UserError, match="the loss is (nan|inf) at iteration .* lower learning_rate.*bad_batch_0.csv"):
         run(data, tmp_path, "learning_rate=1e30", "clip_gradient_norm=1e30")
+    with open(tmp_path / "logs" / NAME / "bad_batch_0.csv", newline="") as file:
+        listed = list(csv.DictReader(file))
+    training, _ = split_crops(read_crops(data), 0, 10)
+    sampler = BalancedSampler(training.label, 16, 5)
+    batches = [list(sampler)[start : start + 4] for start in range(0, 16, 4)]
+    assert [(int(row["row"]), int(row["seed"])) for row in listed] in batches
+    for row in listed:
+        assert (row["video"], row["file"]) == (training.video[int(row["row"])], training.file[int(row["row"])])
+
+
+def small_trainer(scaler):
+    """A trainer whose gradients overflow where the scaler's scale is above about 2 ** 128."""
+    config = load_config(ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0", "max_iterations=1000"])
+    torch.manual_seed(0)
+    trainer = train.Trainer.build(config, World(0, 1, torch.device("cpu")), "none")
+    trainer.scaler = scaler
+    trainer.model.train()
+    return trainer
+
+
+BATCH = {"image": torch.arange(4 * 32 * 32 * 3).view(4, 32, 32, 3).to(torch.uint8), "label": torch.tensor([0.99, 0.01, 0.99, 0.01])}
+
+
+def test_steps_that_the_scaler_skips_are_counted_and_change_nothing():
+    """It lowers its scale until the gradients are finite: that is its normal search."""
+    trainer = small_trainer(torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-10))
+    weight = trainer.network.fc.weight
+    before, skips = weight.detach().clone(), 0
+    for iteration in range(12):
+        trainer.step(BATCH, iteration)
+        if torch.equal(weight, before):
+            skips += 1
+    assert 0 < skips < 12 and trainer.skipped == skips
+
+
+def test_gradients_that_stay_infinite_stop_the_run():
+    trainer = small_trainer(torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.9999))
+    with pytest.raises(train.NotFinite, match=f"the gradients are not finite at iteration {train.MOST_SKIPS + 1}"):
+        for iteration in range(2 * train.MOST_SKIPS):
+            trainer.step(BATCH, iteration)
 
 
 @pytest.mark.slow

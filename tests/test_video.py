@@ -4,7 +4,7 @@ import pytest
 
 from preprocessing import video
 from preprocessing.video import VideoError, probe, read_frames
-from tests.media import random_frames, write_sound, write_video
+from tests.media import random_frames, turn, write_sound, write_video
 
 
 def opencv_frames(path):
@@ -77,14 +77,7 @@ def test_frames_are_counted_where_the_header_is_silent(tmp_path):
 
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
 def test_rotated_video_comes_upright_as_in_opencv(tmp_path, matrix):
-    path = write_video(tmp_path / "a.mp4", random_frames(3))
-    data = path.read_bytes()
-    # the track header's display matrix: identity in 16.16 fixed point, and 2.30 for the last number
-    identity = b"".join(int(v).to_bytes(4, "big") for v in (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30))
-    place = data.rindex(identity)  # the first one is the movie header's
-    a, b, c, d = (v * 65536 for v in matrix)
-    turned = b"".join(v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
-    path.write_bytes(data[:place] + turned + data[place + len(identity) :])
+    path = turn(write_video(tmp_path / "a.mp4", random_frames(3)), matrix)
     expected = opencv_frames(path)
     frames = [frame for _, frame in read_frames(path, range(3))]
     assert frames[0].shape == expected[0].shape

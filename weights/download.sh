@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Download the winner's seven published checkpoints (1.9 GB) into this folder.
 #   weights/download.sh
-# Needs curl. Run it again after an interruption: it goes on where it was. A file is kept only if it has the size that
-# the server announces. The first complete download writes SHA256SUMS; later runs check every file against it.
+# Needs curl. Run it again after an interruption: it goes on where it was. A file is kept, and one that is here already
+# is accepted, only with the size and the SHA-256 sum of manifest.csv.
 set -euo pipefail
 cd -- "$(dirname -- "$0")"
 release=${RELEASE_URL:-https://github.com/selimsef/dfdc_deepfake_challenge/releases/download/0.0.1}
@@ -12,41 +12,34 @@ fail() {
     exit 1
 }
 
-command -v curl > /dev/null || fail "curl is not installed"
-names=$(tail -n +2 manifest.csv | cut -d, -f1)
+size_of() {
+    stat --format=%s -- "$1" 2> /dev/null || echo 0
+}
 
-for name in $names; do
+has_sum() { # FILE SUM
+    sha256sum --check --status <<< "$2  $1"
+}
+
+command -v curl > /dev/null || fail "curl is not installed"
+
+while IFS=, read -r name _ _ bytes sum; do
     if [[ -f $name ]]; then
+        has_sum "$name" "$sum" || fail "$name: is not the published file (its SHA-256 sum differs); delete it and run this again"
         echo "$name: is here"
         continue
     fi
-    echo "$name: downloading"
-    size=$(curl --fail --silent --show-error --location --head "$release/$name" |
-        tr -d '\r' | awk 'tolower($1) == "content-length:" { size = $2 } END { print size }') ||
-        fail "$release/$name cannot be reached; look at the line above, then run this again"
-    [[ $size =~ ^[0-9]+$ && $size -gt 0 ]] || fail "$release/$name: the server does not tell its size"
-    have=$(stat --format=%s "$name.part" 2> /dev/null || echo 0)
-    if ((have > size)); then
+    if (($(size_of "$name.part") > bytes)); then
         rm -- "$name.part"
     fi
-    if ((have != size)); then
+    if (($(size_of "$name.part") != bytes)); then
+        echo "$name: downloading"
         curl --fail --location --retry 3 --continue-at - --output "$name.part" "$release/$name" ||
-            fail "$name: the download broke off; run this again to go on"
+            fail "$release/$name: the download broke off; look at the line above, then run this again to go on"
     fi
-    have=$(stat --format=%s "$name.part")
-    ((have == size)) || fail "$name: has $have bytes, the server announced $size; delete $name.part and run this again"
+    have=$(size_of "$name.part")
+    ((have <= bytes)) || fail "$name: has $have bytes for $bytes; delete $name.part and run this again"
+    ((have == bytes)) || fail "$name: $have of $bytes bytes came; run this again to go on"
+    has_sum "$name.part" "$sum" || fail "$name: its SHA-256 sum is not that of manifest.csv; delete $name.part and run this again"
     mv -- "$name.part" "$name"
-done
-
-if [[ -f SHA256SUMS ]]; then
-    sha256sum --check --quiet SHA256SUMS || fail "a file differs from its first download; delete it and run this again"
-    for name in $names; do
-        grep --quiet -- " $name\$" SHA256SUMS || fail "SHA256SUMS lacks $name; delete SHA256SUMS and run this again"
-    done
-    echo "all checkpoints agree with SHA256SUMS"
-else
-    # shellcheck disable=SC2086
-    sha256sum -- $names > SHA256SUMS.part
-    mv -- SHA256SUMS.part SHA256SUMS
-    echo "all checkpoints are here; their sums are now in SHA256SUMS"
-fi
+done < <(tail -n +2 manifest.csv)
+echo "all checkpoints are here, each with its published sum"
