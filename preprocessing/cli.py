@@ -7,6 +7,8 @@ a defect of ours and shows its traceback.
 """
 
 import argparse
+import multiprocessing
+import signal
 import sys
 from collections.abc import Callable
 
@@ -58,6 +60,10 @@ def run_main(main: Callable[[], int]) -> None:
     except (UserError, MachineError) as error:
         sys.exit(_say(f"error: {error}", status=2))
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's loader takes the end of its processes for an error
+        for child in multiprocessing.active_children():  # else leaving would wait for them
+            child.kill()
         sys.exit(_say("\ninterrupted: what is finished is on disk; run the same command again to go on", status=130))
 
 

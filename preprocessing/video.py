@@ -143,7 +143,9 @@ def open_video(path: Path) -> av.container.InputContainer:
     _check_file(Path(path))
     try:
         # `file:` keeps a name such as `concat:a|b` from being taken for another protocol
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
+        container = av.open(
+            f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS}, metadata_errors="replace"
+        )
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
     try:

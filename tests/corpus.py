@@ -89,6 +89,21 @@ def zero_durations(path: Path) -> None:
     path.write_bytes(data)
 
 
+def latin_tags(path: Path) -> None:
+    """A title in another encoding, as old cameras and tools wrote it."""
+    with av.open(str(good(path))) as source, av.open(str(path.with_suffix(".tmp")), "w", format="mp4") as target:
+        target.metadata["title"] = "Vid@o"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    data = path.with_suffix(".tmp").read_bytes()
+    assert b"Vid@o" in data
+    path.with_suffix(".tmp").unlink()
+    path.write_bytes(data.replace(b"Vid@o", "Vidéo".encode("latin-1")))
+
+
 def many_samples(count: int) -> Callable[[Path], None]:
     """The table of frames announces `count` of them, all of one size, and one chunk that holds them."""
 
@@ -176,6 +191,7 @@ CASES = [
     Case("odd", "one frame a second.mp4", lambda path: good(path, rate=1)),
     Case("odd", "variable frame rate.mp4", lambda path: good(path, times=[0, 1, 5, 6, 30, 31])),
     Case("odd", "no duration.mp4", zero_durations),
+    Case("odd", "tags that are no UTF-8.mp4", latin_tags),
     *(Case("odd", f"{width}x{height}.mov", coded("png", portrait(height, width), pixels="rgb24"), REFUSED, NO_FACE)
       for width, height in ((1, 1), (17, 3), (33, 1081))),
     Case("odd", "201x203.webm", coded("libvpx-vp9", portrait(203, 201))),

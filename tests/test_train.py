@@ -206,13 +206,12 @@ BATCH = {"image": torch.arange(4 * 32 * 32 * 3).view(4, 32, 32, 3).to(torch.uint
 def test_steps_that_the_scaler_skips_are_counted_and_change_nothing():
     """It lowers its scale until the gradients are finite: that is its normal search."""
     trainer = small_trainer(torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-10))
-    weight = trainer.network.fc.weight
-    before, skips = weight.detach().clone(), 0
-    for iteration in range(12):
+    weight, unchanged = trainer.network.fc.weight, []
+    for iteration in range(14):
+        before = weight.detach().clone()
         trainer.step(BATCH, iteration)
-        if torch.equal(weight, before):
-            skips += 1
-    assert 0 < skips < 12 and trainer.skipped == skips
+        unchanged.append(torch.equal(weight, before))
+    assert unchanged[0] and not unchanged[-1] and trainer.skipped == sum(unchanged)
 
 
 def test_gradients_that_stay_infinite_stop_the_run():
