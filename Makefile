@@ -1,14 +1,18 @@
 # make demo   set up .venv if need be, then run the whole pipeline on made data (demo/run.sh)
 # make test   set up .venv if need be, then run the tests
+# make test-faults   the long versions of the tests of faults: 1,000 damaged videos, 30 kills of each program; some 40 minutes
 # PYTHON=python3.12 make demo   with another Python, 3.10 to 3.13
 PYTHON ?= python3
 
-.PHONY: demo test install
+.PHONY: demo test test-faults install
 demo: .venv/installed
 	demo/run.sh
 
 test: .venv/installed
 	.venv/bin/python -m pytest
+
+test-faults: .venv/installed
+	.venv/bin/python -m pytest --long -s tests/test_faults.py tests/test_interruptions.py
 
 install: .venv/installed
 

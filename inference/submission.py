@@ -26,7 +26,8 @@ class Journal:
         self.entries: dict[str, dict] = {}
         lines = _whole_lines(self.path)
         if lines and lines[0] == identity:
-            self.entries = {entry["filename"]: entry for entry in lines[1:]}
+            # those without an answer are tried again: a limit may have been raised since, or a disk mended
+            self.entries = {entry["filename"]: entry for entry in lines[1:] if entry["frames"]}
         with whole_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in [identity, *self.entries.values()]))
 

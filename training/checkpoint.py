@@ -31,7 +31,7 @@ def run_name(prefix: str, encoder: str, fold: int) -> str:
 
 
 def save_checkpoint(path: Path, **entries: object) -> None:
-    """Write a checkpoint whole or not at all. The same entries give the same bytes."""
+    """Write a checkpoint whole or not at all."""
     buffer = io.BytesIO()  # a full disk then says so itself; PyTorch's own message would not
     torch.save(entries, buffer)
     with whole_file(path) as temporary:

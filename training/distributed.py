@@ -81,7 +81,7 @@ def join_world(device: str | None = None) -> Iterator[World]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "peer" not in str(error).lower():
             raise
-        raise MachineError(f"process {rank}: another training process ended, and what it printed says why; run the same "
-                           "command again to go on after the last epoch") from error  # fmt: skip
+        raise MachineError(f"process {rank}: another training process ended; it says why above, or torchrun below. Run the "
+                           "same command again to go on after the last epoch") from error  # fmt: skip
     finally:
         dist.destroy_process_group()
