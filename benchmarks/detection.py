@@ -17,8 +17,8 @@ from benchmarks.measure import made_video, ratio_rows, report, side_by_side, syn
 from inference.pipeline import DETECTED_PIXELS, frame_numbers
 from preprocessing.cli import make_parser, positive_int
 from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
-from preprocessing.workers import keep_memory
 from preprocessing.video import probe, read_frames
+from preprocessing.workers import keep_memory
 
 
 @cache

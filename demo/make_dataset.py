@@ -19,7 +19,7 @@ import numpy as np
 
 from demo.actors import FRAME_SIZE, Scene, make_actor
 from demo.face_swap import FaceSwap
-from preprocessing.cli import UserError, count, make_parser, positive_int, run_main, share
+from preprocessing.cli import UserError, make_parser, positive_int, run_main, share, whole_number
 from preprocessing.files import whole_file, write_csv
 from preprocessing.run import map_videos
 
@@ -141,7 +141,9 @@ def main(argv: list[str] | None = None) -> int:
         "--difficulty", type=share, nargs=2, default=(0.0, 0.5), metavar=("MIN", "MAX"),
         help="how hard the fakes are to see, each drawn between these: 0 is plain, 1 is hard (demo/face_swap.py)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=count, default=os.cpu_count(), help="videos made at a time; 0: in this process")
+    parser.add_argument(
+        "--workers", type=whole_number, default=os.cpu_count(), help="videos made at a time; 0: in this process"
+    )
     options = parser.parse_args(argv)
     # a swap in a shot of two needs two donors who are not in it
     if options.actors < 4 * len(PARTS) or options.test_actors < 4:

@@ -35,7 +35,7 @@ def positive_int(text: str) -> int:
     return _at_least(int, 1, text, "a whole number of at least 1")
 
 
-def count(text: str) -> int:
+def whole_number(text: str) -> int:
     """An argparse type: a whole number of at least 0."""
     return _at_least(int, 0, text, "a whole number of at least 0")
 

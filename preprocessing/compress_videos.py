@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     for metadata in options.root_dir.glob("dfdc_train_part_*/metadata.json"):
         target = options.output_dir / metadata.parent.name
         if target.is_dir():
-            shutil.copyfile(metadata, target / metadata.name)
+            with whole_file(target / metadata.name) as temporary:
+                shutil.copyfile(metadata, temporary)
     return status
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from preprocessing.cli import MachineError, UserError, count, make_parser, positive, share
+from preprocessing.cli import MachineError, UserError, make_parser, positive, share, whole_number
 from preprocessing.dfdc import Trouble, Video
 from preprocessing.files import TABLE, file_size, reasons, remove_unfinished, write_csv
 from preprocessing.workers import Limits, Workers, keep_memory
@@ -43,12 +43,12 @@ def step_parser(description: str) -> argparse.ArgumentParser:
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
     """`--workers`, `--time-limit` and `--memory-limit`; `limits_of` reads the last two."""
     limits = Limits()
-    parser.add_argument("--workers", type=count, default=os.cpu_count(),
+    parser.add_argument("--workers", type=whole_number, default=os.cpu_count(),
                         help="videos worked on at a time; 0 works in this process, without limits")  # fmt: skip
     parser.add_argument("--time-limit", type=positive, default=limits.seconds, metavar="SECONDS",
-                        help="that a worker may take for one video, which then counts as failed")  # fmt: skip
+                        help="most time for one video, which counts as failed after it")  # fmt: skip
     parser.add_argument("--memory-limit", type=positive, default=limits.memory, metavar="GIB",
-                        help="that a worker may need for one video, likewise")  # fmt: skip
+                        help="most memory of a worker for one video, likewise")  # fmt: skip
 
 
 def limits_of(options: argparse.Namespace) -> Limits:

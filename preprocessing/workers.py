@@ -164,7 +164,9 @@ class _Seat(Thread):
         try:
             self._pipe.recv()
         except EOFError as error:
-            raise MachineError(f"a worker process could not start ({self._died()}); what it printed above says why") from error
+            raise MachineError(
+                f"a worker process could not start ({self._died()}); what it printed above says why"
+            ) from error
 
     def _died(self) -> Lost:
         self._process.join()

@@ -48,6 +48,11 @@ def test_base_and_overrides(tmp_path):
     ("precision: half", ["precision", "float16"]),
     ("a: [", ["not YAML"]),
     ("just text", ["key: value"]),
+    ("epochs: !!python/object/apply:os.getcwd []", ["not YAML", "could not determine a constructor"]),
+    ("1: 2", ["keys must be words"]),
+    ("base: mine.yaml", ["in a circle"]),
+    ("base: [b7.yaml]", ["must name another file"]),
+    ("input: {size: 100000}", ["input.size", "less than or equal to 2048"]),
 ])  # fmt: skip
 def test_a_mistake_names_the_file_and_the_key(tmp_path, text, words):
     path = tmp_path / "mine.yaml"
@@ -63,3 +68,7 @@ def test_other_mistakes():
         load_config(Path("none.yaml"))
     with pytest.raises(UserError, match="KEY=VALUE"):
         load_config(CONFIGS / "b7.yaml", ["epochs"])
+    with pytest.raises(UserError, match="--set epochs=.: not YAML"):
+        load_config(CONFIGS / "b7.yaml", ["epochs=["])
+    with pytest.raises(UserError, match="'epochs' is no group"):
+        load_config(CONFIGS / "b7.yaml", ["epochs.more=1"])

@@ -149,7 +149,7 @@ def test_preprocessing_of_videos_damaged_at_random(damaged, tmp_path):
     for name in reals + fakes:
         crops = list((root / "crops" / Path(name).stem).glob("*.png"))
         assert crops or name in reasons, name
-        counts["crops, no trouble" if name not in reasons else "some crops, and why not all" if crops else "no crops, and why"] += 1
+        counts["whole" if name not in reasons else "partly" if crops else "no crops, and why"] += 1
     assert content(root / "crops" / "seed") == content(root / "crops" / "other") != {}
     print("\npreprocessing of damaged videos:", counts)
 

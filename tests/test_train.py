@@ -200,7 +200,10 @@ def small_trainer(scaler):
     return trainer
 
 
-BATCH = {"image": torch.arange(4 * 32 * 32 * 3).view(4, 32, 32, 3).to(torch.uint8), "label": torch.tensor([0.99, 0.01, 0.99, 0.01])}
+BATCH = {
+    "image": torch.arange(4 * 32 * 32 * 3).view(4, 32, 32, 3).to(torch.uint8),
+    "label": torch.tensor([0.99, 0.01, 0.99, 0.01]),
+}
 
 
 def test_steps_that_the_scaler_skips_are_counted_and_change_nothing():

@@ -26,7 +26,7 @@ import yaml
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from preprocessing.cli import MachineError, UserError, count, make_parser, run_main
+from preprocessing.cli import MachineError, UserError, make_parser, run_main, whole_number
 from preprocessing.files import TABLE, whole_file, write_csv, writing
 from preprocessing.workers import deaf_to_ctrl_c, die_with_parent, keep_memory
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
@@ -36,7 +36,6 @@ from training.distributed import World, join_world
 from training.losses import balanced_loss, video_losses
 from training.model import DeepFakeClassifier, Normalize
 from training.schedule import poly_learning_rate
-
 
 MOST_SKIPS = 20  # steps in a row without finite gradients; the scaler halves its scale at each, from 65,536 to below 1
 
@@ -83,8 +82,8 @@ class Trainer:
         """One optimizer step. Returns the loss over fakes and reals, over fakes, over reals.
 
         Raises:
-            NotFinite: the loss is not, or the scaler has skipped `MOST_SKIPS` steps in a row. A loss that is not finite comes
-                from activations that are not, which are in batch norm's statistics by now: no later step would mend that.
+            NotFinite: the loss is not, or the scaler has skipped `MOST_SKIPS` steps in a row. Such a loss comes from
+                activations that are in batch norm's statistics by now: no later step would mend that.
         """
         config = self.config
         learning_rate = poly_learning_rate(iteration, config.learning_rate, config.poly_power, config.max_iterations)
@@ -115,7 +114,7 @@ class Trainer:
 
 
 def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int, log: Path) -> dict:
-    """One pass over `loader`. Returns this epoch's training columns of metrics.csv; `log` is for the names of a bad batch."""
+    """One pass. Returns this epoch's training columns of metrics.csv. `log` is for the names of a bad batch."""
     trainer.model.train()
     config, world = trainer.config, trainer.world
     start, broken, sums, skipped = time.perf_counter(), 0, [0.0, 0.0, 0.0], trainer.skipped
@@ -317,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=111, help="of weights, sampling and augmentation")
     parser.add_argument("--prefix", default="", help="of the checkpoints' names; SEED_ if not given")
     parser.add_argument("--resume", default="auto", help="auto: go on from …_last if it is there; none; or a file")
-    parser.add_argument("--workers", type=count, default=min(6, max(1, (os.cpu_count() or 1) // processes)),
+    parser.add_argument("--workers", type=whole_number, default=min(6, max(1, (os.cpu_count() or 1) // processes)),
                         help="loader processes for each training process")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), help="the GPU where there is one if not given")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the config file")
