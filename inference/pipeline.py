@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.origin import origin
+from inference.report import thumbnail
 from preprocessing.cli import MachineError, UserError
 from preprocessing.crops import crop_face, full_box
 from preprocessing.faces import half_size, load_detector, pick_device
@@ -34,6 +36,7 @@ class VideoFaces:
 
     inputs: for each input size S, (K, S, S, 3) uint8 RGB, centred on black; frames, times (seconds), boxes
     (x1, y1, x2, y2 in whole full-resolution pixels, before the margin): one for each face; trouble: why some are missing.
+    For a report: thumbnail, the first frame as a small JPEG in base64, and origin, what the container says, in words.
     """
 
     inputs: dict[int, np.ndarray] = field(default_factory=dict)
@@ -41,6 +44,8 @@ class VideoFaces:
     times: list[float] = field(default_factory=list)
     boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
     trouble: str = ""
+    thumbnail: str = ""
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 def frame_numbers(count: int, wanted: int) -> list[int]:
@@ -48,12 +53,15 @@ def frame_numbers(count: int, wanted: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, wanted, endpoint=True, dtype=int).tolist()))
 
 
-def extract_faces(path: Path, settings: InputSettings, sizes: Sequence[int], device: str) -> VideoFaces:
+def extract_faces(
+    path: Path, settings: InputSettings, sizes: Sequence[int], device: str, for_report: bool = False
+) -> VideoFaces:
     """Decode a video's frames, find its faces and make the networks' inputs of them.
 
     Args:
         settings: frames, detector thresholds and margin; its `size` is not used, `sizes` are.
         device: of the detector.
+        for_report: whether thumbnail and origin are wanted.
 
     Raises:
         VideoError: the file cannot be read as a video.
@@ -77,6 +85,8 @@ def extract_faces(path: Path, settings: InputSettings, sizes: Sequence[int], dev
     batch: dict[int, np.ndarray] = {}
     try:
         for number, frame in read_frames(path, numbers):
+            if for_report and not read:
+                faces.thumbnail, faces.origin = thumbnail(frame), origin(path)
             read += 1
             batch[number] = frame
             if len(batch) * frame.shape[0] * frame.shape[1] >= 4 * DETECTED_PIXELS:
@@ -95,12 +105,21 @@ def extract_faces(path: Path, settings: InputSettings, sizes: Sequence[int], dev
     return faces
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What tells the networks apart: the names of their files, or their paths where two have the same name."""
+    names = [path.name for path in paths]
+    names = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(f"{max(names, key=names.count)}: is given twice; name each checkpoint once")
+    return names
+
+
 class Ensemble:
     """Trained networks that look at the same faces, float16 on a GPU as the winner's, float32 on a CPU."""
 
     def __init__(self, paths: Sequence[Path], device: str):
         self.device = torch.device(pick_device(device))
-        self.names = [path.name for path in paths]
+        self.names = _names(paths)
         self._dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.batch = BATCH[self.device.type]
         # Faces to gather before calling: a GPU wants full batches; on a CPU each video goes alone, and so its scores do not
@@ -135,6 +154,17 @@ class Ensemble:
         counts = np.cumsum([len(faces.frames) for faces in videos])[:-1]
         scores = [self._classify(number, videos) for number in range(len(self.names))]
         return [list(parts) for parts in zip(*(np.split(each, counts) for each in scores))]
+
+    @torch.inference_mode()
+    def heat_maps(self, images: np.ndarray) -> np.ndarray:
+        """Where the first network looked: Grad-CAM of images (N, S, S, 3) uint8 RGB of its size, as (N, h, w) in 0..1.
+
+        The gradient of its one logit by each feature is, through the average pool, the last layer's weight over the number
+        of places, so the weighted sum of the features is all there is to do.
+        """
+        model, inputs = self._models[0], self._normalize[0](torch.from_numpy(images).to(self.device)).to(self._dtype)
+        heat = torch.relu(torch.einsum("c,nchw->nhw", model.fc.weight[0], model.features(inputs))).float()
+        return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
 
     def _classify(self, number: int, videos: Sequence[VideoFaces]) -> np.ndarray:
         """All faces of all videos by one network, batches across videos."""

@@ -4,7 +4,7 @@
 
 Reads  the videos in --test-dir (or one video file), the checkpoints WEIGHTS_DIR/MODEL
 Writes the submission, filename,label with label = probability of FAKE; beside it submission.report.csv, which says why a
-       video has 0.5 or was read only in part; --faces-csv FILE with every face's score
+       video has 0.5 or was read only in part; --faces-csv FILE with every face's score; --report DIR, pages to look at
 Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolution, crops centred on black, each network
        on all faces, his confidence rule for each network (--rule for others), the mean over networks.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 
 from inference.aggregate import NO_ANSWER, RULES
 from inference.pipeline import Ensemble, VideoFaces, extract_faces
+from inference.report import Report, most_suspicious
 from inference.submission import Journal, report_path, write_faces, write_submission
-from preprocessing.cli import UserError, make_parser, run_main
+from preprocessing.cli import UserError, make_parser, run_main, whole_number
 from preprocessing.faces import add_device_option
 from preprocessing.files import file_size
 from preprocessing.run import add_worker_options, describe, limits_of, map_videos
@@ -64,10 +65,10 @@ def published_models() -> list[str]:
         return [row["name"] for row in csv.DictReader(file)]
 
 
-def make_entries(ensemble: Ensemble, found: dict[Path, VideoFaces]) -> Iterator[dict]:
-    """The journal's lines of some videos, whose faces the networks look at together."""
+def make_entries(ensemble: Ensemble, found: dict[Path, VideoFaces]) -> Iterator[tuple[dict, VideoFaces]]:
+    """The journal's lines of some videos, whose faces the networks look at together, and the faces."""
     for (path, faces), scores in zip(found.items(), ensemble(list(found.values()))):
-        yield {
+        entry = {
             "filename": path.name,
             "trouble": faces.trouble,
             "frames": faces.frames,
@@ -75,6 +76,15 @@ def make_entries(ensemble: Ensemble, found: dict[Path, VideoFaces]) -> Iterator[
             "boxes": faces.boxes,
             "probabilities": {name: each.tolist() for name, each in zip(ensemble.names, scores)},
         }
+        yield entry | ({"thumbnail": faces.thumbnail} if faces.thumbnail else {}), faces
+
+
+def write_page(report: Report, ensemble: Ensemble, entry: dict, faces: VideoFaces, grad_cam: int) -> None:
+    """A video's page of the report, with heat maps for its `grad_cam` most suspicious faces."""
+    images, heat = faces.inputs.get(ensemble.settings[0].size), None
+    if grad_cam and entry["frames"]:
+        heat = ensemble.heat_maps(images[most_suspicious(entry["probabilities"], grad_cam)])
+    report.write_video(entry, images, faces.origin, heat)
 
 
 def predict(options: argparse.Namespace) -> dict[str, dict]:
@@ -83,12 +93,25 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     weights = find_weights(options.weights_dir, options.models or published_models())
     ensemble = Ensemble(weights, options.device)
     stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in weights}
-    journal = Journal(options.output, {"test_dir": str(options.test_dir.resolve()), "weights": stamps})
+    identity = {"test_dir": str(options.test_dir.resolve()), "weights": stamps}
+    report = Report(options.report, options.rule) if options.report else None
+    if report:  # pages are written video by video, so all must be of one kind
+        identity["report"] = [str(options.report.resolve()), options.rule, options.grad_cam]
+    journal = Journal(options.output, identity)
     todo = sorted((path for path in videos if path.name not in journal.entries), key=file_size, reverse=True)
     if len(todo) < len(videos):
         print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
-    task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device)
+    task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device,
+                   for_report=bool(report))  # fmt: skip
     found: dict[Path, VideoFaces] = {}
+
+    def classify() -> None:
+        for entry, faces in make_entries(ensemble, found):
+            if report:
+                write_page(report, ensemble, entry, faces, options.grad_cam)
+            journal.add(entry)
+        found.clear()
+
     for path, faces, error in map_videos(task, todo, options.workers, "predict", limits_of(options)):
         if isinstance(error, UserError):  # the video's own: it cannot be read, or cost its worker the life
             faces = VideoFaces(trouble=describe(error, path))
@@ -96,13 +119,14 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
             raise error
         found[path] = faces
         if sum(len(each.frames) for each in found.values()) >= ensemble.enough:
-            journal.add(make_entries(ensemble, found))
-            found = {}
-    journal.add(make_entries(ensemble, found))
+            classify()
+    classify()
     entries = {path.name: journal.entries[path.name] for path in videos}
     write_submission(options.output, entries, options.rule)
     if options.faces_csv:
         write_faces(options.faces_csv, entries)
+    if report:
+        report.write_index(entries.values())
     journal.finish()
     return entries
 
@@ -116,6 +140,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rule", choices=RULES, default="winner", help="from a video's faces to its label; winner-exact keeps "
                         "two accidents of his code, confidence is the third-placed team's")  # fmt: skip
     parser.add_argument("--faces-csv", type=Path, help="write every face's score to this file")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write pages to look at: DIR/index.html")
+    parser.add_argument("--grad-cam", type=whole_number, default=0, metavar="N", help="in the report, show where the first network "
+                        "looked in the N most suspicious faces of each video (at most 8)")  # fmt: skip
     add_worker_options(parser)
     add_device_option(parser)
     options = parser.parse_args(argv)
@@ -125,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{options.output}: {len(entries)} videos, {unanswered} of them without an answer ({NO_ANSWER})")
     if troubled:
         print(f"{report_path(options.output)}: why, for these and {troubled - unanswered} others")
+    if options.report:
+        print(f"{options.report / 'index.html'}: open it in a browser")
     return 0
 
 

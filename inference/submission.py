@@ -9,7 +9,7 @@ Writes submission.csv                filename,label       label = probability of
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +31,15 @@ class Journal:
         with whole_file(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in [identity, *self.entries.values()]))
 
-    def add(self, entries: Iterable[dict]) -> None:
-        """Keep some videos' answers: filename, trouble, frames, times, boxes, probabilities by model.
+    def add(self, entry: dict) -> None:
+        """Keep a video's answers: filename, trouble, frames, times, boxes, probabilities by model, thumbnail for a report.
 
         Raises:
             MachineError: the disk refuses them.
         """
-        for entry in entries:
-            with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-            self.entries[entry["filename"]] = entry
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.entries[entry["filename"]] = entry
 
     def finish(self) -> None:
         """All tables are written: forget the run."""
@@ -55,12 +54,13 @@ def report_path(output: Path) -> Path:
 def write_submission(output: Path, entries: dict[str, dict], rule: str) -> None:
     """The submission, by one of `inference.aggregate.RULES`, and its report."""
     ordered = [entries[name] for name in sorted(entries)]
-    write_csv(output, ["filename", "label"], ([entry["filename"], _label(entry, rule)] for entry in ordered))
+    write_csv(output, ["filename", "label"], ([entry["filename"], video_label(entry, rule)] for entry in ordered))
     troubled = ([entry["filename"], len(entry["frames"]), entry["trouble"]] for entry in ordered if entry["trouble"])
     write_csv(report_path(output), ["filename", "faces", "trouble"], troubled)
 
 
-def _label(entry: dict, rule: str) -> float:
+def video_label(entry: dict, rule: str) -> float:
+    """The label of a journal's entry: the probability of FAKE."""
     return ensemble_label([np.array(each, np.float32) for each in entry["probabilities"].values()], rule)
 
 

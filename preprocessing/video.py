@@ -76,7 +76,7 @@ def read_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, np.nd
     given = 0
     if len(numbers) < len(times):
         for frame in _decode_wanted(path, [times[number] for number in numbers]):
-            yield numbers[given], _upright_rgb(frame)
+            yield numbers[given], upright_rgb(frame)
             given += 1
         if given == len(numbers):
             return
@@ -85,7 +85,7 @@ def read_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, np.nd
         try:
             for number, frame in enumerate(decode(container, container.streams.video[0])):
                 if number in wanted and number > last:
-                    yield number, _upright_rgb(frame)
+                    yield number, upright_rgb(frame)
                 if number >= indices[-1]:
                     return
         except av.FFmpegError as error:
@@ -196,7 +196,8 @@ def decode(container: av.container.InputContainer, stream: av.VideoStream) -> It
             continue
 
 
-def _upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+def upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A decoded frame as (H, W, 3) uint8 RGB, turned upright where the container carries a rotation."""
     rgb = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # `rotation` is in degrees counter-clockwise, as np.rot90 turns
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

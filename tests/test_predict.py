@@ -184,6 +184,19 @@ def test_mistakes_say_what_to_do(videos, checkpoints, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_networks_of_one_name_are_told_apart(predicted, videos, checkpoints, tmp_path):
+    """`one` and another `one`, which is `two`: the label is that of `one` and `two`."""
+    for folder, name in (("a", "one"), ("b", "two")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(checkpoints / name, tmp_path / folder / "one")
+    arguments = ["--test-dir", videos / f"{FAKE}.mp4", "--output", tmp_path / "s.csv", "--weights-dir", tmp_path, "--workers",
+                 "0", "--device", "cpu", "--models"]  # fmt: skip
+    assert predict.main([str(argument) for argument in [*arguments, "a/one", "b/one"]]) == 0
+    assert read_rows(tmp_path / "s.csv")[0] in read_rows(predicted / "submission.csv")
+    with pytest.raises(UserError, match="a/one: is given twice"):
+        predict.main([str(argument) for argument in [*arguments, "a/one", "a/one"]])
+
+
 def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints, tmp_path / "weights")
     checkpoint = torch.load(folder / "two", weights_only=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.media import REAL
 from training import train
 from training.checkpoint import load_checkpoint
 from training.config import load_config
+from training.curves import _points
 from training.dataset import BalancedSampler, read_crops, split_crops
 from training.distributed import World
 from training.losses import balanced_loss
@@ -82,9 +84,17 @@ def test_what_training_writes(trained):
     saved = yaml.safe_load((trained / "logs" / NAME / "args.yaml").read_text())
     assert saved["config"]["epochs"] == 3 and saved["options"]["seed"] == 5
     assert list((trained / "logs" / NAME).glob("events.out.tfevents*"))
+    assert cv2.imread(str(trained / "logs" / NAME / "curves.png")).std() > 10
     checkpoint = load_checkpoint(trained / "weights" / f"{NAME}_1")
     assert checkpoint["epoch"] == 2 and checkpoint.keys() == {"epoch", "state_dict", "bce_best", "config", "seed"}
     assert checkpoint["bce_best"] == pytest.approx(min(float(row["val_loss"]) for row in rows[:2]))
+
+
+def test_curves_are_the_columns_of_metrics_csv(trained):
+    rows = metrics(trained)
+    epochs, losses = _points(rows, "val_fake_loss")
+    assert epochs == [0, 1, 2] and losses == [float(row["val_fake_loss"]) for row in rows]
+    assert _points([{"epoch": "0", "a": ""}, {"epoch": "1", "a": "2.5"}, {"epoch": 2}], "a") == ([1], [2.5])
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_path, monkeypatch, capsys):

@@ -41,8 +41,12 @@ class DeepFakeClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, S, S) float, RGB, normalised. Returns logits (N,)."""
-        features = self.avg_pool(self._extract(images)).flatten(1)
+        features = self.avg_pool(self.features(images)).flatten(1)
         return self.fc(self.dropout(features)).squeeze(1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The encoder's features (N, C, h, w) of the same images, before the pool."""
+        return self._extract(images)
 
 
 class Normalize(nn.Module):

@@ -5,7 +5,7 @@
 
 Reads  DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs
 Writes weights/{prefix}DeepFakeClassifier_{encoder}_{fold}_{epoch} after each epoch, and …_last, from which an
-       interrupted run goes on by itself; logs/{run}/metrics.csv, args.yaml and TensorBoard's events
+       interrupted run goes on by itself; logs/{run}/metrics.csv, curves.png, args.yaml and TensorBoard's events
 Method: the winner's (configs/b7.yaml). What he took from apex is in PyTorch now: mixed precision (torch.amp), distributed
        data parallel and synchronised batch norm. apex's FusedSGD serves where it is installed and asked for.
 """
@@ -31,6 +31,7 @@ from preprocessing.files import TABLE, whole_file, write_csv, writing
 from preprocessing.workers import deaf_to_ctrl_c, die_with_parent, keep_memory
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
 from training.config import Config, load_config
+from training.curves import draw_curves
 from training.dataset import BalancedSampler, Crops, TrainingCrops, ValidationCrops, collate, read_crops, split_crops
 from training.distributed import World, join_world
 from training.losses import balanced_loss, video_losses
@@ -205,7 +206,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
             entries = {"epoch": epoch + 1, "bce_best": best, "config": config.model_dump(), "seed": options.seed}
             weights = trainer.network.state_dict()
             save_checkpoint(options.output_dir / f"{name}_{epoch}", state_dict=weights, **entries)
-            _log(log, row)
+            draw_curves(_log(log, row), log / "curves.png")
             state = {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
             save_checkpoint(last, state_dict=weights, **state, **entries)
             parts = f"fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}"
@@ -290,8 +291,11 @@ def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> N
         temporary.write_text(text)
 
 
-def _log(log: Path, row: dict) -> None:
-    """Add an epoch to metrics.csv, in place of rows that an interrupted run left for it, and to TensorBoard's events."""
+def _log(log: Path, row: dict) -> list[dict]:
+    """Add an epoch to metrics.csv, in place of rows that an interrupted run left for it, and to TensorBoard's events.
+
+    Returns the rows of all epochs.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     path, rows = log / "metrics.csv", []
@@ -303,6 +307,7 @@ def _log(log: Path, row: dict) -> None:
         for key, value in row.items():
             if key != "epoch":
                 writer.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
+    return [*rows, row]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,44 @@
+"""The curves of a training run: logs/{run}/curves.png beside metrics.csv, drawn anew after each epoch.
+
+Reads  the rows of metrics.csv
+Writes a PNG: the loss of fakes and of reals in training and validation, the learning rate, images a second
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from preprocessing.files import whole_file
+
+LOSSES = {
+    "train_fake_loss": ("tab:red", "-", "fakes, training"),
+    "train_real_loss": ("tab:green", "-", "reals, training"),
+    "val_fake_loss": ("tab:red", "--", "fakes, validation"),
+    "val_real_loss": ("tab:green", "--", "reals, validation"),
+}
+
+
+def draw_curves(rows: Sequence[dict], path: Path) -> None:
+    """Draw all epochs. Values may be numbers or, as a CSV gives them, texts; a missing one is left out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    losses, rate, speed = figure.subplots(1, 3)
+    for key, (colour, style, label) in LOSSES.items():
+        losses.plot(*_points(rows, key), color=colour, linestyle=style, marker=".", label=label)
+    losses.legend(fontsize="small")
+    rate.plot(*_points(rows, "learning_rate"), marker=".")
+    speed.plot(*_points(rows, "images_per_second"), marker=".")
+    for axes, title in ((losses, "loss, nats"), (rate, "learning rate at the epoch's end"), (speed, "images a second")):
+        axes.set(title=title, xlabel="epoch", ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    with whole_file(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def _points(rows: Sequence[dict], key: str) -> tuple[list[int], list[float]]:
+    """Epochs and values of one column."""
+    known = [(int(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+    return [epoch for epoch, _ in known], [value for _, value in known]
