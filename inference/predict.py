@@ -65,6 +65,12 @@ def published_models() -> list[str]:
         return [row["name"] for row in csv.DictReader(file)]
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """`--weights-dir` and `--models`."""
+    parser.add_argument("--weights-dir", type=Path, default=Path("weights"), help="folder of the checkpoints")
+    parser.add_argument("--models", nargs="+", help="checkpoints in it; the winner's seven if not given")
+
+
 def make_entries(ensemble: Ensemble, found: dict[Path, VideoFaces]) -> Iterator[tuple[dict, VideoFaces]]:
     """The journal's lines of some videos, whose faces the networks look at together, and the faces."""
     for (path, faces), scores in zip(found.items(), ensemble(list(found.values()))):
@@ -135,8 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--test-dir", type=Path, required=True, help="folder of videos, or one video")
     parser.add_argument("--output", type=Path, required=True, help="the submission's CSV")
-    parser.add_argument("--weights-dir", type=Path, default=Path("weights"), help="folder of the checkpoints")
-    parser.add_argument("--models", nargs="+", help="checkpoints in it; the winner's seven if not given")
+    add_model_options(parser)
     parser.add_argument("--rule", choices=RULES, default="winner", help="from a video's faces to its label; winner-exact keeps "
                         "two accidents of his code, confidence is the third-placed team's")  # fmt: skip
     parser.add_argument("--faces-csv", type=Path, help="write every face's score to this file")
