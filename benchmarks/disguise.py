@@ -1,6 +1,6 @@
 """Disguised copies of a folder of videos, as DFDC's organisers disguised 79 % of their test videos.
 
-    python -m benchmarks.disguise --test-dir VIDEOS --labels labels.csv --output-dir OUT [--kinds blur noise …] [--per-video 1]
+    python -m benchmarks.disguise --test-dir VIDEOS --output-dir OUT [--labels labels.csv] [--kinds blur …] [--per-video 1]
 
 Reads  the videos and their labels (filename,label, …)
 Writes OUT/{video}__{disguise}.mp4, the undisguised ones among them as {video}__none.mp4; and OUT/labels.csv: filename, label,
@@ -337,10 +337,23 @@ def plan(videos: list[Path], kinds: list[str], per_video: int, seed: int, folder
     return jobs
 
 
+def find_labels(folder: Path) -> Path:
+    """The labels that lie beside the videos.
+
+    Raises:
+        UserError: there are none.
+    """
+    for name in ("labels.csv", "metadata.json"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: holds neither labels.csv nor metadata.json; give --labels")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--test-dir", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--labels", type=Path, required=True, help="their labels: CSV (filename,label, …) or metadata.json")
+    parser.add_argument("--labels", type=Path, help="their labels: CSV (filename,label, …) or metadata.json; if not given, "
+                        "labels.csv or metadata.json in that folder")  # fmt: skip
     parser.add_argument("--output-dir", type=Path, required=True, help="a new folder")
     parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}"
@@ -349,10 +362,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the strengths")
     add_worker_options(parser)
     options = parser.parse_args(argv)
-    rows, answers = read_label_rows(options.labels), read_answers(options.labels)
+    labels = options.labels or find_labels(options.test_dir)
+    rows, answers = read_label_rows(labels), read_answers(labels)
     videos = [path for path in find_videos(options.test_dir) if path.name in answers]
     if not videos:
-        raise UserError(f"{options.labels}: names none of the videos in {options.test_dir}")
+        raise UserError(f"{labels}: names none of the videos in {options.test_dir}")
     jobs = plan(videos, options.kinds, options.per_video, options.seed, options.output_dir)
     failed: dict[Path, str] = {}
     missing = [job for job in jobs if not job[2].exists()]

@@ -1,6 +1,6 @@
 """The score under each disguise against the undisguised one, beside a judge that looks at no pixel.
 
-    python -m benchmarks.disguise --test-dir VIDEOS --labels labels.csv --output-dir DISGUISED
+    python -m benchmarks.disguise --test-dir VIDEOS --output-dir DISGUISED
     python -m benchmarks.robustness --disguised DISGUISED --output-dir OUT --weights-dir weights --models A B …
 
 Reads  what benchmarks.disguise wrote, and the checkpoints

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from inference.aggregate import NO_ANSWER, RULES
 from inference.pipeline import Ensemble, VideoFaces, extract_faces
-from inference.report import Report, most_suspicious
+from inference.report import TOP_FACES, Report, most_suspicious
 from inference.submission import Journal, report_path, write_faces, write_submission
 from preprocessing.cli import UserError, make_parser, run_main, whole_number
 from preprocessing.faces import add_device_option
@@ -89,7 +89,7 @@ def write_page(report: Report, ensemble: Ensemble, entry: dict, faces: VideoFace
     """A video's page of the report, with heat maps for its `grad_cam` most suspicious faces."""
     images, heat = faces.inputs.get(ensemble.settings[0].size), None
     if grad_cam and entry["frames"]:
-        heat = ensemble.heat_maps(images[most_suspicious(entry["probabilities"], grad_cam)])
+        heat = ensemble.heat_maps(images[most_suspicious(entry["probabilities"], min(grad_cam, TOP_FACES))])
     report.write_video(entry, images, faces.origin, heat)
 
 
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--faces-csv", type=Path, help="write every face's score to this file")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write pages to look at: DIR/index.html")
     parser.add_argument("--grad-cam", type=whole_number, default=0, metavar="N", help="in the report, show where the first network "
-                        "looked in the N most suspicious faces of each video (at most 8)")  # fmt: skip
+                        f"looked in the N most suspicious faces of each video (at most {TOP_FACES})")  # fmt: skip
     add_worker_options(parser)
     add_device_option(parser)
     options = parser.parse_args(argv)

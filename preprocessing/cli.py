@@ -53,6 +53,9 @@ def share(text: str) -> float:
     return value
 
 
+cleanups: list[Callable[[], None]] = []  # called before the process is left: what is in here holds other processes
+
+
 def run_main(main: Callable[[], int]) -> None:
     """Run `main` and leave the process with its status: 2 for a `UserError` or a `MachineError`, 130 for Ctrl-C."""
     try:
@@ -61,10 +64,18 @@ def run_main(main: Callable[[], int]) -> None:
         sys.exit(_say(f"error: {error}", status=2))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's loader takes the end of its processes for an error
-        for child in multiprocessing.active_children():  # else leaving would wait for them
-            child.kill()
         sys.exit(_say("\ninterrupted: what is finished is on disk; run the same command again to go on", status=130))
+    finally:
+        _end_others()
+
+
+def _end_others() -> None:
+    """End what other processes are left, for which leaving would wait."""
+    for cleanup in [*cleanups]:
+        cleanup()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's loader takes the end of its processes for an error
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _at_least(kind: type, least: float, text: str, what: str) -> float:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import cv2
 from threadpoolctl import threadpool_limits
 
-from preprocessing.cli import MachineError, UserError
+from preprocessing.cli import MachineError, UserError, cleanups
 
 TICK = 0.5  # seconds between two looks at a worker's clock and memory
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
@@ -63,6 +63,7 @@ class Workers:
     def __init__(self, count: int):
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._seats = [_Seat(self._jobs) for _ in range(count)]
+        cleanups.append(self.close)
 
     def map(self, task: Callable, items: Sequence, limits: Limits) -> Iterator[tuple]:
         """Give (item, result, None) or (item, None, error) as they come; at most two items a worker are under way.
@@ -79,7 +80,10 @@ class Workers:
             self._forget()
 
     def close(self) -> None:
-        """End the worker processes at once: nobody waits for what they do now."""
+        """End the worker processes at once: nobody waits for what they do now. A second time it does nothing."""
+        if self.close not in cleanups:
+            return
+        cleanups.remove(self.close)
         self._forget()
         for seat in self._seats:
             self._jobs.put(None)
@@ -145,7 +149,7 @@ class _Seat(Thread):
         while not self._pipe.poll(TICK):
             if monotonic() - start > job.limits.seconds:
                 raise Lost(f"took longer than {job.limits.seconds:g} seconds (--time-limit)", again=False)
-            if _memory(self._process.pid) > job.limits.memory * GIB:
+            if self._process and _memory(self._process.pid) > job.limits.memory * GIB:
                 raise Lost(f"needed more than {job.limits.memory:g} GiB of memory (--memory-limit)", again=True)
         try:
             return self._pipe.recv()
@@ -169,8 +173,11 @@ class _Seat(Thread):
             ) from error
 
     def _died(self) -> Lost:
-        self._process.join()
-        code = self._process.exitcode
+        process = self._process
+        if process is None:  # `end` was here
+            return Lost("its worker process was ended", again=False)
+        process.join()
+        code = process.exitcode
         how = signal.Signals(-code).name if code < 0 else f"status {code}"
         hint = "; out of memory?" if code == -signal.SIGKILL else ""
         return Lost(f"its worker process died ({how}{hint})", again=True)

@@ -129,7 +129,7 @@ def test_a_disguise_that_changes_no_pixel_changes_none(disguised):
 
 def test_some_disguises_for_each_video(dfdc, tmp_path, capsys):
     folder = dfdc / "dfdc_train_part_0"
-    arguments = ["--test-dir", str(folder), "--labels", str(folder / "metadata.json"), "--output-dir", str(tmp_path), "--workers",
+    arguments = ["--test-dir", str(folder), "--output-dir", str(tmp_path), "--workers",
                  "0", "--kinds", "grey", "mirror", "silent", "--per-video", "1"]  # fmt: skip
     assert disguise.main(arguments) == 0
     rows = read(tmp_path / "labels.csv")
@@ -183,3 +183,12 @@ def test_the_table_and_the_chart(tmp_path):
     assert first["AUC"] == "1.000 (1.000–1.000)" and second["disguise"] == "grey" and second["videos"] == 8
     robustness.draw(found, tmp_path / "chart.png")
     assert cv2.imread(str(tmp_path / "chart.png")).std() > 10
+
+
+def test_mistakes_say_what_to_do(dfdc, tmp_path):
+    write_video(tmp_path / "a.mp4", film(FRAME, 2))
+    with pytest.raises(UserError, match="neither labels.csv nor metadata.json; give --labels"):
+        disguise.main(["--test-dir", str(tmp_path), "--output-dir", str(tmp_path / "out")])
+    labels = str(dfdc / "dfdc_train_part_0" / "metadata.json")
+    with pytest.raises(UserError, match="names none of the videos"):
+        disguise.main(["--test-dir", str(tmp_path), "--output-dir", str(tmp_path / "out"), "--labels", labels])
