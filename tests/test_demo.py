@@ -159,7 +159,7 @@ def test_the_network_learns_from_true_labels_and_not_from_shuffled_ones(data, tm
     for kind, root in roots.items():
         out = tmp_path / kind
         settings = ["epochs=1", "batches_per_epoch=100", "max_iterations=100", "input.size=80", "augmented=0",
-                    "landmark_cutout=0", "hull_cutout=0", "half_cutout=0"]  # fmt: skip
+                    "landmark_cutout=0", "hull_cutout=0", "half_cutout=0", "input.frames_per_video=8"]  # fmt: skip
         train.main(["--config", str(ROOT / "configs/demo.yaml"), "--data-dir", str(root), "--output-dir", str(out), "--logdir",
                     str(out / "logs"), "--workers", "1", "--device", "cpu", "--seed", "1", "--set", *settings])  # fmt: skip
         predict.main(["--test-dir", str(data / "test_videos"), "--output", str(out / "submission.csv"), "--weights-dir", str(out),

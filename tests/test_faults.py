@@ -1,6 +1,6 @@
 """Bad, odd and hostile videos through prediction and preprocessing: no crash, no hang, no answer without a reason.
 
-`make test-faults` runs this with `--long`: 1,000 damaged files instead of 40. -s prints the table of docs/reliability.md.
+`make test-faults` runs this with `--long`: 1,000 damaged files instead of 30. -s prints the table of docs/reliability.md.
 """
 
 import csv
@@ -113,7 +113,7 @@ def damaged(tmp_path_factory, long_run) -> Path:
     folder = tmp_path_factory.mktemp("damaged") / "videos"
     seeds = write_seeds(folder)
     rng = np.random.default_rng(2026)
-    for number in range(1000 if long_run else 40):
+    for number in range(1000 if long_run else 30):
         seed = seeds[number % 2]
         (folder / f"{number:04}{seed.suffix}").write_bytes(mutate(seed.read_bytes(), rng))
     return folder

@@ -213,8 +213,8 @@ def remount(folder: Path, options: str) -> None:
 
 def test_a_full_and_a_read_only_disk(program, undisturbed, small_disk, long_run):
     """A clear error, what was there is whole, and with room the same command goes on to the same bytes."""
-    if program.arguments[0] == "training.train" and not long_run:
-        pytest.skip("takes most of a minute; make test-faults runs it")
+    if program.arguments[0] != "preprocessing" and not long_run:
+        pytest.skip("the same for each program; make test-faults runs all three")
     _, expected = undisturbed
     shutil.rmtree(program.work, ignore_errors=True)
     work = small_disk / "work"
@@ -247,8 +247,10 @@ def trained_by_two(train_data, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("victim", ["a training process", "torchrun"])
-def test_the_death_of_one_of_two_training_processes_ends_all(trained_by_two, train_data, tmp_path, victim):
+def test_the_death_of_one_of_two_training_processes_ends_all(trained_by_two, train_data, tmp_path, victim, long_run):
     """With a message, not a hang; nobody is left; typed again it goes on to the weights of an undisturbed run."""
+    if victim == "torchrun" and not long_run:
+        pytest.skip("make test-faults runs it")
     program = start(*TORCHRUN, "training.train", *training(train_data, tmp_path / "disturbed"))
     last = tmp_path / "disturbed" / "weights" / "5_DeepFakeClassifier_tf_efficientnet_b0_ns_0_last"
     while not last.exists():
