@@ -92,7 +92,7 @@ def draw(found: dict[str, dict[str, Scores]], path: Path) -> None:
         axes.axvline(found[NONE]["networks"].values[name], color="tab:blue", linewidth=0.8, linestyle="--")
         axes.set(title=f"{name} ({better} is better), 95 % intervals", yticks=places, yticklabels=list(found))
         axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     with whole_file(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 

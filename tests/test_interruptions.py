@@ -19,7 +19,7 @@ import torch
 
 from tests.corpus import cut
 from tests.media import write_dfdc
-from tests.test_run import running
+from tests.test_run import hear_ctrl_c, running
 from tests.test_train import SMALL
 from training.checkpoint import load_checkpoint
 
@@ -32,7 +32,7 @@ def start(*arguments: object) -> subprocess.Popen:
     """A program in a session of its own, as from a terminal."""
     return subprocess.Popen([sys.executable, "-m", *map(str, arguments)], cwd=ROOT, start_new_session=True, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=hear_ctrl_c)  # fmt: skip
 
 
 def finish(*arguments: object) -> float:

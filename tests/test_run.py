@@ -97,7 +97,7 @@ def test_no_process_outlives_the_parent(tmp_path, ending):
     (tmp_path / "program.py").write_text(code)
     (tmp_path / "calls").mkdir()
     parent = subprocess.Popen([sys.executable, tmp_path / "program.py", tmp_path / "calls"], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                              stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+                              stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_ctrl_c)  # fmt: skip
     while len(list((tmp_path / "calls").iterdir())) < 2:
         assert parent.poll() is None
         time.sleep(0.05)
@@ -110,6 +110,11 @@ def test_no_process_outlives_the_parent(tmp_path, ending):
         time.sleep(0.05)
     if ending == signal.SIGINT:
         assert "run the same command again to go on" in printed and "Traceback" not in printed
+
+
+def hear_ctrl_c() -> None:
+    """In a program that is started: a shell lets what it runs in the background ignore Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def running(session: int) -> list[str]:
