@@ -28,7 +28,7 @@ from inference.origin import container_facts
 from inference.score import Scores, read_answers, read_column, read_label_rows, read_submission, score
 from preprocessing.cli import UserError, make_parser, run_main, whole_number
 from preprocessing.faces import add_device_option
-from preprocessing.files import whole_file
+from preprocessing.files import whole_file, whole_picture
 from preprocessing.run import add_worker_options
 
 FOLDS = 5
@@ -78,23 +78,18 @@ def table(found: dict[str, dict[str, Scores]]) -> list[dict]:
 
 def draw(found: dict[str, dict[str, Scores]], path: Path) -> None:
     """Log loss and AUC of each disguise with intervals, the undisguised as a line, the metadata alone in grey."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 1.5 + 0.32 * len(found)), layout="constrained")
-    places = -np.arange(len(found))
-    for axes, name, better in zip(figure.subplots(1, 2, sharey=True), ("log loss", "AUC"), ("left", "right")):
-        for judge, colour, offset in (("metadata", "0.65", -0.18), ("networks", "tab:blue", 0.0)):
-            values = np.array([scores[judge].values[name] for scores in found.values()])
-            ends = np.array([scores[judge].intervals[name] for scores in found.values()]).T
-            errors = np.maximum(np.abs(ends - values) * [[1], [1]], 0)
-            axes.errorbar(values, places + offset, xerr=errors, fmt="o", color=colour, capsize=3, label=judge)
-        axes.axvline(found[NONE]["networks"].values[name], color="tab:blue", linewidth=0.8, linestyle="--")
-        axes.set(title=f"{name} ({better} is better), 95 % intervals", yticks=places, yticklabels=list(found))
-        axes.grid(axis="x", alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    with whole_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    with whole_picture(path, 12, 1.5 + 0.32 * len(found)) as figure:
+        places = -np.arange(len(found))
+        for axes, name, better in zip(figure.subplots(1, 2, sharey=True), ("log loss", "AUC"), ("left", "right")):
+            for judge, colour, offset in (("metadata", "0.65", -0.18), ("networks", "tab:blue", 0.0)):
+                values = np.array([scores[judge].values[name] for scores in found.values()])
+                ends = np.array([scores[judge].intervals[name] for scores in found.values()]).T
+                errors = np.maximum(np.abs(ends - values) * [[1], [1]], 0)
+                axes.errorbar(values, places + offset, xerr=errors, fmt="o", color=colour, capsize=3, label=judge)
+            axes.axvline(found[NONE]["networks"].values[name], color="tab:blue", linewidth=0.8, linestyle="--")
+            axes.set(title=f"{name} ({better} is better), 95 % intervals", yticks=places, yticklabels=list(found))
+            axes.grid(axis="x", alpha=0.3)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def _with_interval(scores: Scores, name: str) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from av.container import InputContainer
+
 from preprocessing.video import open_video
 
 CONTAINER_BOXES = (b"moov", b"trak", b"edts")
@@ -40,15 +42,19 @@ def container_facts(path: Path) -> dict[str, float | str]:
         VideoError: the file cannot be read as a video.
     """
     with open_video(path) as container:
-        stream = container.streams.video[0]
-        seconds = (container.duration or 0) / 1e6
-        size = path.stat().st_size
-        return {
-            "width": stream.width, "height": stream.height, "frames": stream.frames,
-            "frames a second": float(stream.average_rate or 0), "seconds": seconds, "bytes": size,
-            "bits a second": 8 * size / seconds if seconds else 0.0, "codec": stream.codec_context.name,
-            "sound": container.streams.audio[0].codec_context.name if container.streams.audio else "none",
-        }  # fmt: skip
+        return _facts(path, container)
+
+
+def _facts(path: Path, container: InputContainer) -> dict[str, float | str]:
+    stream = container.streams.video[0]
+    seconds = (container.duration or 0) / 1e6
+    size = path.stat().st_size
+    return {
+        "width": stream.width, "height": stream.height, "frames": stream.frames,
+        "frames a second": float(stream.average_rate or 0), "seconds": seconds, "bytes": size,
+        "bits a second": 8 * size / seconds if seconds else 0.0, "codec": stream.codec_context.name,
+        "sound": container.streams.audio[0].codec_context.name if container.streams.audio else "none",
+    }  # fmt: skip
 
 
 def origin(path: Path) -> dict[str, str]:
@@ -57,9 +63,8 @@ def origin(path: Path) -> dict[str, str]:
     Raises:
         VideoError: the file cannot be read as a video.
     """
-    facts = container_facts(path)
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        facts, stream = _facts(path, container), container.streams.video[0]
         tags = {**container.metadata, **{f"video: {key}": value for key, value in stream.metadata.items()}}
         pixels = stream.codec_context.pix_fmt
         profile = stream.codec_context.profile

@@ -32,7 +32,7 @@ from sklearn.metrics import (
 
 from preprocessing.cli import UserError, make_parser, positive, run_main, share, whole_number
 from preprocessing.dfdc import LABELS, read_metadata
-from preprocessing.files import TABLE, whole_file
+from preprocessing.files import TABLE, whole_file, whole_picture
 
 CLIP = 1e-15
 ALPHA = 100.0  # how many more real videos than fakes there are in the world: the DFDC papers' setting
@@ -171,30 +171,27 @@ def score_groups(
 
 def draw(truth: np.ndarray, values: np.ndarray, path: Path) -> None:
     """ROC, calibration and the scores' histogram as one PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    roc, calibration, histogram = figure.subplots(1, 3)
-    if len(set(truth)) == 2:
-        roc.plot(*roc_curve(truth, values)[:2], drawstyle="steps-post")
-        roc.set_title(f"ROC, AUC {roc_auc_score(truth, values):.4f}")
-    bins = calibration_bins(truth, values)
-    calibration.plot([scores.mean() for _, scores in bins], [answers.mean() for answers, _ in bins], "o-")
-    for answers, scores in bins:
-        calibration.annotate(f"{len(answers)}", (scores.mean(), answers.mean()), xytext=(4, -10), textcoords="offset points")
-    calibration.set_title(f"Calibration, error {calibration_error(truth, values):.4f}; videos in each bin")
-    histogram.hist([values[truth == 0], values[truth == 1]], np.linspace(0, 1, 21), label=["real", "fake"])
-    histogram.set(title="Scores", xlabel="probability of FAKE", ylabel="videos")
-    histogram.legend()
-    for axes, x, y in (
-        (roc, "false positive rate", "true positive rate"),
-        (calibration, "mean probability", "share of fakes"),
-    ):
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
-        axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    with whole_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    with whole_picture(path, 13, 4.2) as figure:
+        roc, calibration, histogram = figure.subplots(1, 3)
+        if len(set(truth)) == 2:
+            roc.plot(*roc_curve(truth, values)[:2], drawstyle="steps-post")
+            roc.set_title(f"ROC, AUC {roc_auc_score(truth, values):.4f}")
+        bins = calibration_bins(truth, values)
+        calibration.plot([scores.mean() for _, scores in bins], [answers.mean() for answers, _ in bins], "o-")
+        for answers, scores in bins:
+            calibration.annotate(
+                f"{len(answers)}", (scores.mean(), answers.mean()), xytext=(4, -10), textcoords="offset points"
+            )
+        calibration.set_title(f"Calibration, error {calibration_error(truth, values):.4f}; videos in each bin")
+        histogram.hist([values[truth == 0], values[truth == 1]], np.linspace(0, 1, 21), label=["real", "fake"])
+        histogram.set(title="Scores", xlabel="probability of FAKE", ylabel="videos")
+        histogram.legend()
+        for axes, x, y in (
+            (roc, "false positive rate", "true positive rate"),
+            (calibration, "mean probability", "share of fakes"),
+        ):
+            axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+            axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
 def read_submission(path: Path) -> dict[str, float]:

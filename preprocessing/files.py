@@ -102,6 +102,18 @@ def remove_unfinished(path: Path) -> None:
             pass  # the error that brought us here says more
 
 
+@contextmanager
+def whole_picture(path: Path, width: float, height: float) -> Iterator["matplotlib.figure.Figure"]:  # noqa: F821
+    """A matplotlib figure of so many inches, which is written as a PNG when the block ends without an error."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with whole_file(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
     """A UTF-8 CSV file with a header and plain line ends."""
     with whole_file(path) as temporary, open(temporary, "w", **TABLE) as file:

@@ -7,7 +7,7 @@ Writes a PNG: the loss of fakes and of reals in training and validation, the lea
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.files import whole_file
+from preprocessing.files import whole_picture
 
 LOSSES = {
     "train_fake_loss": ("tab:red", "-", "fakes, training"),
@@ -19,23 +19,19 @@ LOSSES = {
 
 def draw_curves(rows: Sequence[dict], path: Path) -> None:
     """Draw all epochs. Values may be numbers or, as a CSV gives them, texts; a missing one is left out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    losses, rate, speed = figure.subplots(1, 3)
-    for key, (colour, style, label) in LOSSES.items():
-        losses.plot(*_points(rows, key), color=colour, linestyle=style, marker=".", label=label)
-    losses.legend(fontsize="small")
-    rate.plot(*_points(rows, "learning_rate"), marker=".")
-    speed.plot(*_points(rows, "images_per_second"), marker=".")
-    for axes, title in ((losses, "loss, nats"), (rate, "learning rate at the epoch's end"), (speed, "images a second")):
-        axes.set(title=title, xlabel="epoch", ylim=(0, None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    with whole_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    with whole_picture(path, 13, 4) as figure:
+        losses, rate, speed = figure.subplots(1, 3)
+        for key, (colour, style, label) in LOSSES.items():
+            losses.plot(*_points(rows, key), color=colour, linestyle=style, marker=".", label=label)
+        losses.legend(fontsize="small")
+        rate.plot(*_points(rows, "learning_rate"), marker=".")
+        speed.plot(*_points(rows, "images_per_second"), marker=".")
+        for axes, title in ((losses, "loss, nats"), (rate, "learning rate at the epoch's end"), (speed, "images a second")):
+            axes.set(title=title, xlabel="epoch", ylim=(0, None))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
 
 
 def _points(rows: Sequence[dict], key: str) -> tuple[list[int], list[float]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.cli import UserError, make_parser, positive_int, run_main
-from preprocessing.files import whole_file
+from preprocessing.files import whole_file, whole_picture
 
 FAKE_WEIGHT = 1.4  # the winner's setting: a missed fake weighs more
 AFTER_EPOCH = 16
@@ -71,21 +71,16 @@ def select_epochs(epochs: list[Epoch], count: int, after_epoch: int) -> list[Epo
 
 def draw_curves(epochs: list[Epoch], chosen: list[Epoch], path: Path) -> None:
     """Weighted loss by epoch, a line for each run, the chosen epochs marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for run in sorted({epoch.run for epoch in epochs}):
-        curve = sorted((epoch.number, epoch.loss) for epoch in epochs if epoch.run == run)
-        axes.plot(*zip(*curve), label=run)
-    axes.scatter([e.number for e in chosen], [e.loss for e in chosen], color="red", zorder=3, label="chosen")
-    for epoch in chosen:
-        axes.annotate(f"{epoch.number}", (epoch.number, epoch.loss), textcoords="offset points", xytext=(4, 6))
-    axes.set(xlabel="epoch", ylabel=f"({FAKE_WEIGHT} x fake loss + real loss) / 2, nats", title="Validation")
-    axes.legend(fontsize="small")
-    with whole_file(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    with whole_picture(path, 9, 5) as figure:
+        axes = figure.subplots()
+        for run in sorted({epoch.run for epoch in epochs}):
+            curve = sorted((epoch.number, epoch.loss) for epoch in epochs if epoch.run == run)
+            axes.plot(*zip(*curve), label=run)
+        axes.scatter([e.number for e in chosen], [e.loss for e in chosen], color="red", zorder=3, label="chosen")
+        for epoch in chosen:
+            axes.annotate(f"{epoch.number}", (epoch.number, epoch.loss), textcoords="offset points", xytext=(4, 6))
+        axes.set(xlabel="epoch", ylabel=f"({FAKE_WEIGHT} x fake loss + real loss) / 2, nats", title="Validation")
+        axes.legend(fontsize="small")
 
 
 def main(argv: list[str] | None = None) -> int:
