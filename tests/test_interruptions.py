@@ -84,7 +84,7 @@ class Program:
 def content(path: Path) -> bytes:
     """A file's bytes; of metrics.csv without the speed, which is never the same; of a checkpoint the bytes of what it holds
     (a pickle also tells which of its words are the same object)."""
-    if "DeepFakeClassifier" in path.name:
+    if "DeepFakeClassifier" in path.name and not path.name.startswith("."):  # a temporary may be half a checkpoint
         return values(load_checkpoint(path))
     if path.name == "curves.png":  # which shows the speed too
         return str(cv2.imread(str(path)).shape).encode()
