@@ -31,7 +31,7 @@ from inference.score import read_answers, read_label_rows
 from preprocessing.cli import UserError, make_parser, run_main, whole_number
 from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
 from preprocessing.files import whole_file, write_csv
-from preprocessing.run import add_worker_options, limits_of, map_videos
+from preprocessing.run import add_worker_options, map_videos, where_of
 from preprocessing.video import decode, open_video, upright_rgb
 
 NONE = "none"
@@ -371,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     failed: dict[Path, str] = {}
     missing = [job for job in jobs if not job[2].exists()]
     for (_, _, target), _, error in map_videos(
-        partial(disguise_video, seed=options.seed), missing, options.workers, "disguise", limits_of(options)
+        partial(disguise_video, seed=options.seed), missing, where_of(options), "disguise"
     ):
         if isinstance(error, UserError):
             failed[target] = str(error)

@@ -6,12 +6,13 @@ plain: NCHW, all faces of a video in one batch, PyTorch as it comes (float16 on 
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
 import torch
 
 from benchmarks.measure import ratio_rows, report, side_by_side, synchronize
-from inference.pipeline import BATCH
+from inference.pipeline import CPU_BATCH, CPU_BATCH_PIXELS, GPU_BATCH
 from preprocessing.cli import make_parser, positive_int
 from preprocessing.workers import keep_memory
 from training.model import DeepFakeClassifier
@@ -26,13 +27,18 @@ def network_and_faces(encoder, size, faces, device, channels_last):
     return model, torch.randn(faces, 3, size, size).to(device, precision, memory_format=layout)
 
 
-def forward(encoder, size, faces, device, batch, channels_last=False, keep=False):
+@cache
+def threads():
+    return ThreadPoolExecutor(torch.get_num_threads(), initializer=partial(torch.set_num_threads, 1))
+
+
+def forward(encoder, size, faces, device, batch, channels_last=False, keep=False, apart=False):
     if keep:
         keep_memory()
     model, images = network_and_faces(encoder, size, faces, device, channels_last)
     with torch.inference_mode():
-        for part in images.split(batch):
-            model(part)
+        for _ in (threads().map if apart else map)(torch.inference_mode()(model), images.split(batch)):
+            pass
     synchronize(device)
 
 
@@ -44,12 +50,16 @@ def main(argv=None):
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=positive_int, default=2, help="timed runs of each")
     options = parser.parse_args(argv)
-    small = BATCH[options.device]
+    on_cpu = options.device == "cpu"
+    small = CPU_BATCH if on_cpu else GPU_BATCH
     way = partial(forward, options.encoder, options.size, options.faces, options.device)
     ways = {"plain": partial(way, options.faces), f"batches of {small}": partial(way, small)}
-    if options.device == "cpu":
+    if on_cpu:
         ways["+ memory kept"] = partial(way, small, keep=True)
-    ways["+ channels last = ours"] = partial(way, small, channels_last=True, keep=options.device == "cpu")
+    ways["+ channels last"] = partial(way, small, channels_last=True, keep=on_cpu)
+    if on_cpu:
+        alone = max(1, CPU_BATCH_PIXELS // options.size**2)
+        ways[f"+ a thread for each {alone} = ours"] = partial(way, alone, channels_last=True, keep=True, apart=True)
     seconds = side_by_side(ways, options.rounds)
     rows = [row | {"seconds a face": round(row["seconds"] / options.faces, 4)} for row in ratio_rows(seconds, "plain")]
     report("network", rows, encoder=options.encoder, size=options.size, faces=options.faces, device=options.device)

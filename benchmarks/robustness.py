@@ -29,7 +29,7 @@ from inference.score import Scores, read_answers, read_column, read_label_rows, 
 from preprocessing.cli import UserError, make_parser, run_main, whole_number
 from preprocessing.faces import add_device_option
 from preprocessing.files import whole_file, whole_picture
-from preprocessing.run import add_worker_options
+from preprocessing.run import add_worker_options, worker_arguments
 
 FOLDS = 5
 SHOWN = ("log loss", "accuracy", "AUC")
@@ -110,8 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     submission = options.output_dir / "submission.csv"
     if not submission.exists():
         passed = ["--test-dir", options.disguised, "--output", submission, "--weights-dir", options.weights_dir, "--device",
-                  options.device, "--workers", options.workers, "--time-limit", options.time_limit, "--memory-limit",
-                  options.memory_limit, *(["--models", *options.models] if options.models else [])]  # fmt: skip
+                  options.device, *worker_arguments(options), *(["--models", *options.models] if options.models else [])]  # fmt: skip
         predict.main([str(word) for word in passed])
     found = score_kinds(options.disguised, read_submission(submission), options.resamples)
     draw(found, options.output_dir / "robustness.png")

@@ -28,7 +28,7 @@ from benchmarks.measure import (
 from inference.pipeline import Ensemble, extract_faces
 from inference.predict import find_videos
 from preprocessing.cli import make_parser, positive_int
-from preprocessing.run import map_videos
+from preprocessing.run import Where, map_videos
 from preprocessing.workers import keep_memory
 
 
@@ -73,7 +73,9 @@ def main(argv=None):
         keep_memory()
         ensemble = Ensemble(models, options.device)
         find = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device="cpu")
-        faces = [found for _, found, _ in map_videos(find, find_videos(videos), options.workers, "faces for the limit")]
+        faces = [
+            found for _, found, _ in map_videos(find, find_videos(videos), Where(options.workers), "faces for the limit")
+        ]
         groups = [[each] for each in faces] if options.device == "cpu" else [faces]
         networks_alone(ensemble, groups[:1])  # to warm up
         seconds["limit: the networks alone"] = timed(partial(networks_alone, ensemble, groups))

@@ -21,7 +21,7 @@ from demo.actors import FRAME_SIZE, Scene, make_actor
 from demo.face_swap import FaceSwap
 from preprocessing.cli import UserError, make_parser, positive_int, run_main, share, whole_number
 from preprocessing.files import whole_file, write_csv
-from preprocessing.run import map_videos
+from preprocessing.run import Where, map_videos
 
 FRAMES_PER_SECOND = 25
 SAMPLE_RATE = 16000  # Hz
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     folders[options.output_dir / "test_videos"] = np.arange(options.test_actors) + 1000
     plans = {folder: plan_folder(folder, actors.tolist(), options) for folder, actors in folders.items()}
     missing = [clip for clips in plans.values() for clip in clips if not clip.path.exists()]
-    for _, _, error in map_videos(make_clip, missing, options.workers, "make demo videos"):
+    for _, _, error in map_videos(make_clip, missing, Where(options.workers), "make demo videos"):
         if error is not None:
             raise error
     for folder, clips in plans.items():

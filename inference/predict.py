@@ -11,19 +11,20 @@ Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolut
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from inference.aggregate import NO_ANSWER, RULES
-from inference.pipeline import Ensemble, VideoFaces, extract_faces
-from inference.report import TOP_FACES, Report, most_suspicious
+from inference.pipeline import Answer, Ensemble, VideoFaces, answer_alone, answers, extract_faces
+from inference.report import TOP_FACES, Report
 from inference.submission import Journal, report_path, write_faces, write_submission
 from preprocessing.cli import UserError, make_parser, run_main, whole_number
 from preprocessing.faces import add_device_option
 from preprocessing.files import file_size
-from preprocessing.run import add_worker_options, describe, limits_of, map_videos
+from preprocessing.run import add_worker_options, describe, map_videos, where_of
 from preprocessing.video import SUFFIXES
+from preprocessing.workers import GIB
 
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
 
@@ -71,33 +72,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", help="checkpoints in it; the winner's seven if not given")
 
 
-def make_entries(ensemble: Ensemble, found: dict[Path, VideoFaces]) -> Iterator[tuple[dict, VideoFaces]]:
-    """The journal's lines of some videos, whose faces the networks look at together, and the faces."""
-    for (path, faces), scores in zip(found.items(), ensemble(list(found.values()))):
-        entry = {
-            "filename": path.name,
-            "trouble": faces.trouble,
-            "frames": faces.frames,
-            "times": faces.times,
-            "boxes": faces.boxes,
-            "probabilities": {name: each.tolist() for name, each in zip(ensemble.names, scores)},
-        }
-        yield entry | ({"thumbnail": faces.thumbnail} if faces.thumbnail else {}), faces
-
-
-def write_page(report: Report, ensemble: Ensemble, entry: dict, faces: VideoFaces, grad_cam: int) -> None:
-    """A video's page of the report, with heat maps for its `grad_cam` most suspicious faces."""
-    images, heat = faces.inputs.get(ensemble.settings[0].size), None
-    if grad_cam and entry["frames"]:
-        heat = ensemble.heat_maps(images[most_suspicious(entry["probabilities"], min(grad_cam, TOP_FACES))])
-    report.write_video(entry, images, faces.origin, heat)
-
-
 def predict(options: argparse.Namespace) -> dict[str, dict]:
     """Predict every video and write the tables. Returns the journal's entries by file name."""
     videos = find_videos(options.test_dir)
     weights = find_weights(options.weights_dir, options.models or published_models())
-    ensemble = Ensemble(weights, options.device)
+    ensemble = Ensemble(weights, "cpu" if options.executor == "ray" else options.device)
     stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in weights}
     identity = {"test_dir": str(options.test_dir.resolve()), "weights": stamps}
     report = Report(options.report, options.rule) if options.report else None
@@ -107,26 +86,35 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     todo = sorted((path for path in videos if path.name not in journal.entries), key=file_size, reverse=True)
     if len(todo) < len(videos):
         print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
-    task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device,
-                   for_report=bool(report))  # fmt: skip
+    where = where_of(options)
+    if where.is_cluster:  # each worker has its own networks; here one set is enough to know that they load
+        where = where._replace(limits=where.limits._replace(memory=where.limits.memory + _gibibytes(weights)))
+        task = partial(answer_alone, weights=tuple(weights), device=options.device, for_report=bool(report),
+                       grad_cam=options.grad_cam)  # fmt: skip
+    else:
+        task = partial(extract_faces, settings=ensemble.faces_settings, sizes=ensemble.sizes, device=options.device,
+                       for_report=bool(report))  # fmt: skip
     found: dict[Path, VideoFaces] = {}
 
-    def classify() -> None:
-        for entry, faces in make_entries(ensemble, found):
+    def keep(answered: Iterable[Answer]) -> None:
+        for entry, faces, heat in answered:
             if report:
-                write_page(report, ensemble, entry, faces, options.grad_cam)
+                report.write_video(entry, faces.inputs.get(ensemble.settings[0].size), faces.origin, heat)
             journal.add(entry)
-        found.clear()
 
-    for path, faces, error in map_videos(task, todo, options.workers, "predict", limits_of(options)):
+    for path, result, error in map_videos(task, todo, where, "predict", sees=options.test_dir):
         if isinstance(error, UserError):  # the video's own: it cannot be read, or cost its worker the life
-            faces = VideoFaces(trouble=describe(error, path))
+            result = VideoFaces(trouble=describe(error, path))
         elif error is not None:  # a defect or a broken machine must not become a score of 0.5
             raise error
-        found[path] = faces
+        if isinstance(result, Answer):
+            keep([result])
+            continue
+        found[path] = result
         if sum(len(each.frames) for each in found.values()) >= ensemble.enough:
-            classify()
-    classify()
+            keep(answers(ensemble, found, options.grad_cam))
+            found.clear()
+    keep(answers(ensemble, found, options.grad_cam))
     entries = {path.name: journal.entries[path.name] for path in videos}
     write_submission(options.output, entries, options.rule)
     if options.faces_csv:
@@ -135,6 +123,10 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
         report.write_index(entries.values())
     journal.finish()
     return entries
+
+
+def _gibibytes(paths: list[Path]) -> float:
+    return sum(map(file_size, paths)) / GIB
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""All five preprocessing steps, one after the other, in the same worker processes: they import and load once.
+"""All five preprocessing steps, one after the other, in the same workers: they import and load once.
 
     python -m preprocessing --root-dir DATA
 
@@ -11,7 +11,7 @@ from importlib import import_module
 
 from preprocessing.cli import run_main
 from preprocessing.faces import add_device_option
-from preprocessing.run import keep_workers, step_parser
+from preprocessing.run import keep_workers, step_parser, where_of, worker_arguments
 
 STEPS = ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds")
 DETECTING = ("01_detect_faces", "03_extract_landmarks")
@@ -21,9 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     add_device_option(parser)
     options = parser.parse_args(argv)
-    common = ["--root-dir", options.root_dir, "--max-failures", options.max_failures, "--workers", options.workers]
-    common += ["--time-limit", options.time_limit, "--memory-limit", options.memory_limit]
-    with keep_workers(options.workers):
+    common = ["--root-dir", options.root_dir, "--max-failures", options.max_failures, *worker_arguments(options)]
+    with keep_workers(where_of(options)):
         for step in STEPS:
             device = ["--device", options.device] if step in DETECTING else []
             if status := import_module(f"preprocessing.{step}").main([*map(str, common), *device]):

@@ -22,7 +22,10 @@ class MachineError(Exception):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """`--help` with each option's default and the module's text as it is written."""
+    """`--help` with each option's default, where it has one, and the module's text as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -43,6 +46,11 @@ def whole_number(text: str) -> int:
 def positive(text: str) -> float:
     """An argparse type: a number above 0."""
     return _at_least(float, sys.float_info.min, text, "a number above 0")
+
+
+def at_least_0(text: str) -> float:
+    """An argparse type: a number of at least 0."""
+    return _at_least(float, 0, text, "a number of at least 0")
 
 
 def share(text: str) -> float:

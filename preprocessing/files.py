@@ -34,6 +34,14 @@ def file_size(path: Path) -> int:
         return 0
 
 
+def names_in(folder: Path) -> set[str]:
+    """The names of what is in a folder, in one look; none where there is no such folder."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise what the disk refuses inside the block as a `MachineError` that names `path`."""

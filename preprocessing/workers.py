@@ -43,7 +43,7 @@ class Limits(NamedTuple):
 class Lost(UserError):
     """An item cost its worker the life. `again`: it may fare better in a fresh one."""
 
-    def __init__(self, message: str, again: bool):
+    def __init__(self, message: str, again: bool = False):
         super().__init__(message)
         self.again = again
 
@@ -65,10 +65,11 @@ class Workers:
         self._seats = [_Seat(self._jobs) for _ in range(count)]
         cleanups.append(self.close)
 
-    def map(self, task: Callable, items: Sequence, limits: Limits) -> Iterator[tuple]:
+    def map(self, task: Callable, items: Sequence, limits: Limits, sees: Path = Path()) -> Iterator[tuple]:
         """Give (item, result, None) or (item, None, error) as they come; at most two items a worker are under way.
 
-        `task` must be a module's function, or a `functools.partial` of one.
+        `task` must be a module's function, or a `functools.partial` of one. What the workers of this machine see is no
+        question; `sees` is for those of a cluster.
         """
         outcomes, todo = SimpleQueue(), iter(items)
         under_way = self._submit(islice(todo, 2 * len(self._seats)), task, limits, outcomes)
@@ -133,7 +134,7 @@ class _Seat(Thread):
                 with self._lock:
                     self._kill()
                 if last or not lost.again or self._ended:
-                    return None, Lost(f"{lost}, twice" if last else str(lost), again=False)
+                    return None, Lost(f"{lost}, twice" if last else str(lost))
             except Exception as error:
                 return None, error
 
@@ -148,7 +149,7 @@ class _Seat(Thread):
         start = monotonic()
         while not self._pipe.poll(TICK):
             if monotonic() - start > job.limits.seconds:
-                raise Lost(f"took longer than {job.limits.seconds:g} seconds (--time-limit)", again=False)
+                raise Lost(f"took longer than {job.limits.seconds:g} seconds (--time-limit)")
             if self._process and _memory(self._process.pid) > job.limits.memory * GIB:
                 raise Lost(f"needed more than {job.limits.memory:g} GiB of memory (--memory-limit)", again=True)
         try:
@@ -175,7 +176,7 @@ class _Seat(Thread):
     def _died(self) -> Lost:
         process = self._process
         if process is None:  # `end` was here
-            return Lost("its worker process was ended", again=False)
+            return Lost("its worker process was ended")
         process.join()
         code = process.exitcode
         how = signal.Signals(-code).name if code < 0 else f"status {code}"

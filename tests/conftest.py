@@ -14,7 +14,7 @@ from preprocessing.__main__ import DETECTING, STEPS
 from tests.media import write_dfdc
 from training.checkpoint import save_checkpoint
 from training.config import Config
-from training.model import DeepFakeClassifier
+from training.model import DeepFakeClassifier, Normalize
 
 
 def pytest_addoption(parser):
@@ -58,6 +58,18 @@ def preprocessed(dfdc, tmp_path_factory) -> Path:
     return root
 
 
+def wake(model: DeepFakeClassifier, size: int, picture: np.ndarray) -> None:
+    """Give an untrained network statistics of batch norm and a last layer with which its answers spread over 0..1."""
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    rng = np.random.default_rng(0)
+    cuts = [picture[y : y + size, x : x + size] for y, x in rng.integers(0, len(picture) - size, (32, 2))]
+    with torch.no_grad():
+        logits = model.train()(Normalize((0.5,) * 3, (0.25,) * 3)(torch.from_numpy(np.stack(cuts))))
+        model.fc.weight /= logits.std()
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> Path:
     """A folder with two small untrained B0 checkpoints, `one` and `two`, of different input sizes."""
@@ -66,6 +78,6 @@ def checkpoints(tmp_path_factory) -> Path:
         torch.manual_seed(seed)
         config = Config(encoder="tf_efficientnet_b0.ns_jft_in1k", pretrained="none", input={"size": size})
         model = DeepFakeClassifier(config.encoder)
-        model.fc.weight.data *= 30  # so that the answers spread over 0..1
+        wake(model, size, skimage.data.astronaut())
         save_checkpoint(folder / name, epoch=1, state_dict=model.state_dict(), bce_best=0.5, config=config.model_dump())
     return folder

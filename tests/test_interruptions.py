@@ -102,22 +102,27 @@ def values(entry: object) -> bytes:
     return b"[" + b",".join(map(values, entry)) + b"]" if isinstance(entry, list) else repr(entry).encode()
 
 
+def write_more_videos(root: Path) -> None:
+    """A DFDC folder with more to do, and a video that is read in part."""
+    write_dfdc(root)
+    for part in (0, 3):
+        folder = root / f"dfdc_train_part_{part}"
+        for path in sorted(folder.glob("*.mp4")):
+            for copy in "123":
+                shutil.copy(path, folder / f"{path.stem}{copy}.mp4")
+    cut(0.9, True)(root / "dfdc_train_part_3" / "cccccccccc1.mp4")
+    for metadata in root.glob("*/metadata.json"):
+        names = [path.name for path in metadata.parent.glob("*.mp4")]
+        entry = '"{}": {{"label": "{}", "original": "aaaaaaaaaa.mp4"}}'
+        metadata.write_text("{" + ", ".join(entry.format(n, "FAKE" if n[0] == "b" else "REAL") for n in names) + "}")
+
+
 @pytest.fixture(scope="module", params=["preprocessing", "training", "prediction"])
 def program(request, tmp_path_factory) -> Program:
     folder = tmp_path_factory.mktemp(request.param)
     source, work = folder / "source", folder / "work"
     if request.param == "preprocessing":
-        write_dfdc(source)
-        for part in (0, 3):  # more to do, and a video that is read in part
-            parts = source / f"dfdc_train_part_{part}"
-            for path in sorted(parts.glob("*.mp4")):
-                for copy in "123":
-                    shutil.copy(path, parts / f"{path.stem}{copy}.mp4")
-        cut(0.9, True)(source / "dfdc_train_part_3" / "cccccccccc1.mp4")
-        for metadata in source.glob("*/metadata.json"):
-            names = [path.name for path in metadata.parent.glob("*.mp4")]
-            entry = '"{}": {{"label": "{}", "original": "aaaaaaaaaa.mp4"}}'
-            metadata.write_text("{" + ", ".join(entry.format(n, "FAKE" if n[0] == "b" else "REAL") for n in names) + "}")
+        write_more_videos(source)
         return Program(
             source, work, "preprocessing", "--root-dir", work, "--workers", 2, "--device", "cpu", "--max-failures", 1
         )

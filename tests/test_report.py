@@ -45,9 +45,9 @@ def test_most_suspicious_faces_first():
     assert report.most_suspicious({"a": [0.1, 0.9, 0.5], "b": [0.3, 0.7, 0.5]}, 2) == [1, 2]
 
 
-def test_heat_maps_equal_grad_cam_by_automatic_differentiation(checkpoints):
+def test_heat_maps_equal_grad_cam_by_automatic_differentiation(checkpoints, portrait):
     ensemble = Ensemble([checkpoints / "two", checkpoints / "one"], "cpu")
-    images = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), np.uint8)
+    images = np.stack([portrait[y : y + 96, y : y + 96] for y in (0, 100, 200, 300, 400)])
     found = ensemble.heat_maps(images)
     model, settings = load_classifier(checkpoints / "two")
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (settings.mean, settings.std))
@@ -58,7 +58,8 @@ def test_heat_maps_equal_grad_cam_by_automatic_differentiation(checkpoints):
         model.fc(model.avg_pool(features).flatten(1)).sum().backward()
         weights = features.grad.mean(dim=(2, 3), keepdim=True)
         expected = torch.relu((weights * features).sum(1))[0].detach()
-        np.testing.assert_allclose(heat, expected / expected.max(), atol=1e-4)
+        np.testing.assert_allclose(heat, expected / expected.max().clamp(min=1e-12), atol=1e-3)
+    assert (found.max((1, 2)) == 1).sum() >= 3  # the others are cold all over
 
 
 def boxed(kind, content):

@@ -14,7 +14,7 @@ import pytest
 from preprocessing.cli import MachineError, UserError
 from preprocessing.dfdc import Trouble, Video
 from preprocessing.files import LEFT_OUT, reasons, whole_file, whole_folder
-from preprocessing.run import keep_workers, map_videos, run_step, step_parser
+from preprocessing.run import Where, keep_workers, map_videos, run_step, step_parser
 from preprocessing.workers import Limits
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ def write_name(video: Video) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_results_equal_a_plain_loop(workers):
-    got = {item: (result, str(error)) for item, result, error in map_videos(square, range(8), workers, "test")}
+    got = {item: (result, str(error)) for item, result, error in map_videos(square, range(8), Where(workers), "test")}
     assert got == {n: (None, "three is bad") if n == 3 else (n * n, "None") for n in range(8)}
 
 
@@ -63,7 +63,7 @@ def test_what_kills_hangs_or_starves_a_worker_is_one_items_error(tmp_path):
     """And is tried once more where it might not be the item's fault; all others have their results."""
     items = ["a", "hang", "crash", "b", "eat", "leave", "crash once", "c"]
     start = time.monotonic()
-    outcomes = map_videos(partial(behave, folder=tmp_path), items, 2, "test", Limits(seconds=8, memory=0.6))
+    outcomes = map_videos(partial(behave, folder=tmp_path), items, Where(2, Limits(seconds=8, memory=0.6)), "test")
     got = {item: result if error is None else error for item, result, error in outcomes}
     assert time.monotonic() - start < 40
     assert {item: got[item] for item in ("a", "b", "c", "crash once")} == {n: n for n in ("a", "b", "c", "crash once")}
@@ -77,11 +77,11 @@ def test_what_kills_hangs_or_starves_a_worker_is_one_items_error(tmp_path):
 
 
 def test_kept_workers_serve_again_and_forget_what_was_given_up(tmp_path):
-    with keep_workers(1):
-        first = map_videos(partial(behave, folder=tmp_path), list("abcdefgh"), 1, "test")
+    with keep_workers(Where(1)):
+        first = map_videos(partial(behave, folder=tmp_path), list("abcdefgh"), Where(1), "test")
         assert next(first)[1] == "a"
         first.close()
-        assert {result for _, result, _ in map_videos(square, [1, 2], 1, "test")} == {1, 4}
+        assert {result for _, result, _ in map_videos(square, [1, 2], Where(1), "test")} == {1, 4}
     assert len(list(tmp_path.iterdir())) <= 3  # one was done, at most two more were under way
 
 
@@ -90,10 +90,10 @@ def test_kept_workers_serve_again_and_forget_what_was_given_up(tmp_path):
 def test_no_process_outlives_the_parent(tmp_path, ending):
     """Killed with -9, or by Ctrl-C as a terminal sends it, to all at once: nobody is left, nobody prints a traceback."""
     code = ("import sys; from functools import partial; from pathlib import Path; from tests.test_run import behave;"
-            "from preprocessing.run import map_videos; from preprocessing.cli import run_main\n"
+            "from preprocessing.run import Where, map_videos; from preprocessing.cli import run_main\n"
             "if __name__ == '__main__':\n"
             "    task = partial(behave, folder=Path(sys.argv[1]))\n"
-            "    run_main(lambda: list(map_videos(task, ['hang', 'hang', 'hang'], 2, 'test')))")  # fmt: skip
+            "    run_main(lambda: list(map_videos(task, ['hang', 'hang', 'hang'], Where(2), 'test')))")  # fmt: skip
     (tmp_path / "program.py").write_text(code)
     (tmp_path / "calls").mkdir()
     parent = subprocess.Popen([sys.executable, tmp_path / "program.py", tmp_path / "calls"], env={**os.environ, "PYTHONPATH": str(ROOT)},
