@@ -3,24 +3,36 @@
 #   ./train.sh DATA NUM_GPUS [options of training.train]
 # DATA is the folder that preprocess_data.sh worked on. Run it again after an interruption: it goes on where it was.
 #   SEEDS="111 555"       fewer networks          CONFIG=configs/b5.yaml   another recipe
-#   COUNT=7 AFTER_EPOCH=16   what training.select chooses     WEIGHTS_DIR=weights LOGDIR=logs   where things go
+#   COUNT=7 AFTER_EPOCH=16   what training.select chooses; COUNT=0: not now     WEIGHTS_DIR=weights LOGDIR=logs   folders
+# Several nodes that share DATA and both folders, NUM_GPUS on each: the same line on all, with its own NODE_RANK, from 0
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-node [MASTER_PORT=29500] ./train.sh DATA NUM_GPUS     (Slurm: training/train.slurm)
 set -euo pipefail
-usage() { sed -n '2,6s/^# *//p' "$0"; }
+usage() { sed -n '2,8s/^# *//p' "$0"; }
 [[ ${1:-} == -h || ${1:-} == --help ]] && usage && exit 0
 [[ $# -ge 2 ]] || { usage >&2; exit 2; }
 data=$(realpath -- "$1")
 gpus=$2
+nodes=${NNODES:-1}
+rank=${NODE_RANK:-${SLURM_NODEID:-0}}
 shift 2
 cd -- "$(dirname -- "$0")"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
 folders=(--output-dir "${WEIGHTS_DIR:-weights}" --logdir "${LOGDIR:-logs}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + gpus - 1) / gpus))}
-launch=(python)
-if ((gpus > 1)); then
-    launch=(torchrun --standalone --nproc_per_node="$gpus")
-fi
+port=${MASTER_PORT:-29500}
 for seed in ${SEEDS:-111 555 777 888 999}; do
+    launch=(python)
+    if ((nodes > 1)); then
+        : "${MASTER_ADDR:?NNODES is $nodes: set MASTER_ADDR to the node whose NODE_RANK is 0}"
+        launch=(torchrun --nnodes="$nodes" --nproc_per_node="$gpus" --rdzv_backend=c10d --rdzv_id="seed_$seed"
+            --rdzv_endpoint="$MASTER_ADDR:$((port++))" --rdzv_conf="is_host=$((rank == 0))")
+    elif ((gpus > 1)); then
+        launch=(torchrun --standalone --nproc_per_node="$gpus")
+    fi
     "${launch[@]}" -m training.train \
         --config "${CONFIG:-configs/b7.yaml}" --data-dir "$data" --seed "$seed" --fold 0 "${folders[@]}" "$@"
 done
-python -m training.select "${folders[@]/--output-dir/--weights-dir}" --count "${COUNT:-7}" --after-epoch "${AFTER_EPOCH:-16}"
+if [[ $rank == 0 && ${COUNT:-7} != 0 ]]; then
+    python -m training.select "${folders[@]/--output-dir/--weights-dir}" --count "${COUNT:-7}" \
+        --after-epoch "${AFTER_EPOCH:-16}"
+fi

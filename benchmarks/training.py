@@ -81,7 +81,7 @@ def our_parts(encoder, size, batch, device):
 def our_steps(encoder, size, batch, device, steps):
     trainer, data = our_parts(encoder, size, batch, device)
     for number in range(steps):
-        trainer.step(data, number)
+        trainer.step([data], number)
     synchronize(device)
 
 

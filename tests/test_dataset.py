@@ -45,6 +45,20 @@ def test_processes_share_an_epoch_without_overlap():
     assert len({seed for _, seed in alone}) == 18
 
 
+def test_fewer_processes_take_over_the_others_batches():
+    """Step by step, the batches of four processes are those of two with two each, and of one with four."""
+
+    def steps(processes, accumulate):
+        drawn = [draw(3, count=6, rank=rank, world_size=processes, batch_size=2, accumulate=accumulate)
+                 for rank in range(processes)]  # fmt: skip
+        cut = [[tuple(items[at : at + 2]) for at in range(0, len(items), 2)] for items in drawn]
+        return [{batch for batches in cut for batch in batches[step * accumulate : (step + 1) * accumulate]}
+                for step in range(3)]  # fmt: skip
+
+    assert steps(4, 1) == steps(2, 2) == steps(1, 4)
+    assert [len(batches) for batches in steps(4, 1)] == [4, 4, 4]
+
+
 def test_more_reals_than_fakes_is_balanced_too():
     rows = [row for row, _ in BalancedSampler(1 - LABELS, 20, seed=1)]
     assert LABELS[rows].mean() == 0.5

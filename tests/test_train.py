@@ -4,8 +4,6 @@ import csv
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -86,7 +84,7 @@ def test_what_training_writes(trained):
     assert list((trained / "logs" / NAME).glob("events.out.tfevents*"))
     assert cv2.imread(str(trained / "logs" / NAME / "curves.png")).std() > 10
     checkpoint = load_checkpoint(trained / "weights" / f"{NAME}_1")
-    assert checkpoint["epoch"] == 2 and checkpoint.keys() == {"epoch", "state_dict", "bce_best", "config", "seed"}
+    assert checkpoint["epoch"] == 2 and checkpoint.keys() == {"epoch", "state_dict", "bce_best", "config", "seed", "parts"}
     assert checkpoint["bce_best"] == pytest.approx(min(float(row["val_loss"]) for row in rows[:2]))
 
 
@@ -135,6 +133,37 @@ def test_other_settings_do_not_go_on(trained, data, tmp_path):
         run(data, tmp_path, options=("--resume", str(trained / "weights" / f"{NAME}_0")))
 
 
+def test_a_step_is_shared_by_fewer_processes_or_not_at_all():
+    assert [train._share_parts(8, 12, processes) for processes in (8, 4, 2, 1)] == [1, 2, 4, 8]
+    with pytest.raises(UserError, match="8 batches of 12 images, which 3 processes cannot share evenly; start 1, 2, 4 or 8"):
+        train._share_parts(8, 12, 3)
+
+
+def test_gradients_added_up_are_those_of_one_batch_where_there_is_no_batch_norm():
+    """Two batches of two against one of four, whose losses over fakes and over reals are the means of the halves'."""
+    config = load_config(ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0"])
+    weights = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        trainer = train.Trainer.build(config, World(0, 1, torch.device("cpu")), "none", accumulate=parts)
+        trainer.model.train()
+        for layer in trainer.network.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                assert layer.momentum == pytest.approx(0.1 if parts == 1 else 1 - 0.9**0.5)
+                layer.eval()
+        halves = [{key: value[part::parts] for key, value in BATCH_OF_TWO_KINDS.items()} for part in range(parts)]
+        trainer.step(halves, 0)
+        weights.append(trainer.network.state_dict())
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-5, atol=1e-7)
+
+
+BATCH_OF_TWO_KINDS = {
+    "image": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)),
+    "label": torch.tensor([0.99, 0.99, 0.01, 0.01]),
+}
+
+
 def test_a_step_is_sgd_with_clipped_gradients_by_hand(data, tmp_path):
     """One step of plain formulas on a copy of the network: balanced loss, norm clipped to 1, Nesterov, weight decay."""
     config = load_config(ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0"])
@@ -153,7 +182,7 @@ def test_a_step_is_sgd_with_clipped_gradients_by_hand(data, tmp_path):
     norm = torch.sqrt(sum((gradient.double() ** 2).sum() for gradient in gradients))
     assert norm > 1
     rate = 0.05 * (1 - 4 / 12) ** 0.9
-    trainer.step(batch, 4)
+    trainer.step([batch], 4)
     after = dict(trainer.network.named_parameters())
     for name, gradient in zip(names, gradients):
         direction = gradient / norm + 1e-4 * before[name]
@@ -222,7 +251,7 @@ def test_steps_that_the_scaler_skips_are_counted_and_change_nothing():
     weight, unchanged = trainer.network.fc.weight, []
     for iteration in range(14):
         before = weight.detach().clone()
-        trainer.step(BATCH, iteration)
+        trainer.step([BATCH], iteration)
         unchanged.append(torch.equal(weight, before))
     assert unchanged[0] and not unchanged[-1] and trainer.skipped == sum(unchanged)
 
@@ -231,35 +260,7 @@ def test_gradients_that_stay_infinite_stop_the_run():
     trainer = small_trainer(torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.9999))
     with pytest.raises(train.NotFinite, match=f"the gradients are not finite at iteration {train.MOST_SKIPS + 1}"):
         for iteration in range(2 * train.MOST_SKIPS):
-            trainer.step(BATCH, iteration)
-
-
-@pytest.mark.slow
-def test_two_processes_under_torchrun(data, tmp_path):
-    """Both see their half of one epoch; the weights are the same on both, so one process writes; resume works."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "training.train",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    settings = ["--set", *SMALL]
-
-    def go(*extra):
-        return subprocess.run([*command, *arguments(data, tmp_path), *settings, *extra], cwd=ROOT, env=environment,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
-
-    first = go("epochs=1")
-    assert first.returncode == 0, first.stderr[-2000:]
-    assert "4 batches of 8 images = 2 processes x 4" in first.stdout
-    assert first.stdout.count("validation loss") == 1
-    second = go("epochs=2")
-    assert second.returncode == 0 and "going on after epoch 0" in second.stdout, second.stderr[-2000:]
-    assert [row["epoch"] for row in metrics(tmp_path)] == ["0", "1"]
+            trainer.step([BATCH], iteration)
 
 
 def _average_of_halves(rank, folder):

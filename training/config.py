@@ -50,6 +50,8 @@ class Config(BaseModel):
     epochs: int = Field(40, ge=1)
     batches_per_epoch: int = Field(2500, ge=1)
     batch_size: int = Field(12, ge=1, description="images on each GPU")
+    accumulate: int = Field(1, ge=1, description="batches of a GPU whose gradients are added up for a step; a run that goes "
+                            "on with more or fewer GPUs changes it so that a step has the same images")  # fmt: skip
     precision: Literal["float32", "float16", "bfloat16"] = "float16"  # on a CPU training is always float32
     sync_batchnorm: bool = True
 

@@ -98,19 +98,28 @@ class BalancedSampler(Sampler[tuple[int, int]]):
     Yields (row, seed): the seed is the crop's own for all that is random in it. A draw takes every crop of the rarer
     kind and as many of the other without replacement; where an epoch needs more crops than that, it draws again.
     Method: the winner's, whose draw takes all reals and as many fakes.
+
+    An epoch is cut into as many parts as there are processes, or `accumulate` times as many: then a process has several
+    parts, by turns a batch of `batch_size` of each. The parts, and the batches in them, are the same for any number of
+    processes among which they are shared. `count` is the crops of a part.
     """
 
-    def __init__(self, labels: np.ndarray, count: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, labels: np.ndarray, count: int, seed: int, rank: int = 0, world_size: int = 1, batch_size: int = 1,
+        accumulate: int = 1,
+    ):  # fmt: skip
         self._kinds = [np.flatnonzero(labels == label) for label in (0, 1)]
         self._count, self._seed, self._rank, self._world_size = count, seed, rank, world_size
+        self._batch_size, self._accumulate = batch_size, accumulate
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self._count
+        return self._count * self._accumulate
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = np.random.default_rng([self._seed, self.epoch])
-        total = self._count * self._world_size
+        parts = self._world_size * self._accumulate
+        total = self._count * parts
         draws: list[np.ndarray] = []
         while sum(map(len, draws)) < total:
             each = min(map(len, self._kinds))
@@ -118,7 +127,8 @@ class BalancedSampler(Sampler[tuple[int, int]]):
             draws.append(generator.permutation(drawn))
         rows = np.concatenate(draws)[:total]
         seeds = generator.integers(2**63, size=total)
-        mine = slice(self._rank, None, self._world_size)
+        by_part = np.arange(total).reshape(-1, self._batch_size, parts)  # step, place in the batch, part
+        mine = by_part[:, :, self._rank :: self._world_size].swapaxes(1, 2).ravel()
         yield from zip(rows[mine].tolist(), seeds[mine].tolist())
 
 

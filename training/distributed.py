@@ -1,10 +1,11 @@
-"""Where training runs: one process, or one for each GPU (or CPU share) under torchrun. Only `training.train` asks here."""
+"""Where training runs: one process, or one for each GPU (or CPU share) of each node under torchrun. Only `training.train` asks here."""
 
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from preprocessing.cli import MachineError
 from preprocessing.faces import pick_device
 from preprocessing.workers import die_with_parent
+
+LONGEST_WAIT = timedelta(minutes=10)  # for a process that does not answer and whose connection does not break either
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,14 @@ def join_world(device: str | None = None) -> Iterator[World]:
         yield World(rank, size, place)
         return
     die_with_parent()  # torchrun, if it is killed, leaves its processes running
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield World(rank, size, place)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "peer" not in str(error).lower():
             raise
-        raise MachineError(f"process {rank}: another training process ended; it says why above, or torchrun below. Run the "
-                           "same command again to go on after the last epoch") from error  # fmt: skip
+        raise MachineError(f"process {rank}: another training process ended, or its node was lost; it says why above, or "
+                           "torchrun below. Run the same command again to go on after the last epoch; on fewer nodes or GPUs "
+                           "a step keeps its images") from error  # fmt: skip
     finally:
         dist.destroy_process_group()

@@ -16,11 +16,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 import yaml
 from torch.utils.data import DataLoader, Subset
@@ -56,18 +58,25 @@ class Trainer:
     normalize: Normalize
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    seed: int
+    accumulate: int  # batches of this process in a step
     skipped: int = 0  # steps that the scaler left out because gradients were not finite, until the last but one
     _in_a_row: int = 0
     _scale: float = 0.0
 
     @classmethod
-    def build(cls, config: Config, world: World, pretrained: str) -> "Trainer":
+    def build(cls, config: Config, world: World, pretrained: str, seed: int = 0, accumulate: int = 1) -> "Trainer":
         network = DeepFakeClassifier(config.encoder, pretrained, config.dropout, config.drop_path_rate)
+        for layer in network.modules():
+            if isinstance(
+                layer, torch.nn.BatchNorm2d
+            ):  # so that its memory reaches back as many steps as with one batch a step
+                layer.momentum = 1 - (1 - layer.momentum) ** (1 / accumulate)
         model = world.wrap(network, config.sync_batchnorm)
         network = model.module if hasattr(model, "module") else model
         scaler = torch.amp.GradScaler(enabled=config.precision == "float16" and world.device.type == "cuda")
         normalize = Normalize(config.input.mean, config.input.std).to(world.device)
-        return cls(config, world, model, network, normalize, _make_optimizer(config, network), scaler)
+        return cls(config, world, model, network, normalize, _make_optimizer(config, network), scaler, seed, accumulate)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N,) float32 of images (N, S, S, 3) uint8 RGB, in the configured precision on a GPU."""
@@ -79,8 +88,9 @@ class Trainer:
         with torch.autocast(kind, precision, enabled=kind == "cuda" and precision != torch.float32):
             return model(images).float()
 
-    def step(self, batch: dict, iteration: int) -> tuple[float, float, float]:
-        """One optimizer step. Returns the loss over fakes and reals, over fakes, over reals.
+    def step(self, batches: Sequence[dict], iteration: int) -> tuple[float, float, float]:
+        """One optimizer step with the mean gradient of the batches. Returns the loss over fakes and reals, over fakes, over
+        reals, each the mean of the batches'.
 
         Raises:
             NotFinite: the loss is not, or the scaler has skipped `MOST_SKIPS` steps in a row. Such a loss comes from
@@ -90,19 +100,31 @@ class Trainer:
         learning_rate = poly_learning_rate(iteration, config.learning_rate, config.poly_power, config.max_iterations)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        losses = balanced_loss(self.logits(batch["image"]), batch["label"].to(self.world.device))
-        values = torch.stack(losses).tolist()  # one wait for the GPU, not three
-        self._count_skips()
-        if not math.isfinite(values[0]) or self._in_a_row > MOST_SKIPS:
-            what = f"the loss is {values[0]}" if not math.isfinite(values[0]) else "the gradients are not finite"
-            raise NotFinite(f"{what} at iteration {iteration}; lower learning_rate, or set precision to bfloat16")
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses[0]).backward()
+        values = []
+        for number, batch in enumerate(batches):
+            self._seed_dropout(iteration, number)
+            last = number == len(batches) - 1
+            with nullcontext() if last or self.model is self.network else self.model.no_sync():
+                losses = balanced_loss(self.logits(batch["image"]), batch["label"].to(self.world.device))
+                values.append(torch.stack(losses).tolist())  # one wait for the GPU, not three
+                if not number:
+                    self._count_skips()
+                if not math.isfinite(values[-1][0]) or self._in_a_row > MOST_SKIPS:
+                    finite = math.isfinite(values[-1][0])
+                    what = "the gradients are not finite" if finite else f"the loss is {values[-1][0]}"
+                    raise NotFinite(f"{what} at iteration {iteration}; lower learning_rate, or set precision to bfloat16")
+                self.scaler.scale(losses[0] / len(batches)).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_gradient_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return tuple(values)
+        return tuple(sum(each) / len(each) for each in zip(*values))
+
+    def _seed_dropout(self, iteration: int, number: int) -> None:
+        """What dropout and stochastic depth draw follows from the seed, the iteration and the part of the epoch alone."""
+        part = self.world.rank + number * self.world.size
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, iteration, part]).generate_state(1, np.uint64)[0]))
 
     def _count_skips(self) -> None:
         """The scaler lowers its scale where it skips a step. Asked one step later, when the GPU has got there anyway."""
@@ -119,21 +141,22 @@ def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int, log: Path) -> 
     trainer.model.train()
     config, world = trainer.config, trainer.world
     start, broken, sums, skipped = time.perf_counter(), 0, [0.0, 0.0, 0.0], trainer.skipped
-    bar = tqdm(batches(loader), desc=f"epoch {epoch}", unit="batch", total=len(loader), disable=not world.is_main)
-    for number, batch in enumerate(bar):
+    steps = zip(*[batches(loader)] * trainer.accumulate)
+    bar = tqdm(steps, desc=f"epoch {epoch}", unit="step", total=config.batches_per_epoch, disable=not world.is_main)
+    for number, parts in enumerate(bar):
         try:
-            losses = trainer.step(batch, epoch * config.batches_per_epoch + number)
+            losses = trainer.step(parts, epoch * config.batches_per_epoch + number)
         except NotFinite as error:
-            path = _save_batch(log / f"bad_batch_{world.rank}.csv", loader.dataset.crops, batch)
+            path = _save_batches(log / f"bad_batch_{world.rank}.csv", loader.dataset.crops, parts)
             raise UserError(f"{error}. The batch's crops are listed in {path}") from error
         sums = [total + loss for total, loss in zip(sums, losses)]
         bar.set_postfix(loss=f"{sums[0] / (number + 1):.4f}", lr=f"{trainer.optimizer.param_groups[0]['lr']:.2e}")
-        for message in (message for messages in batch["broken"] for message in messages):
+        for message in (message for batch in parts for messages in batch["broken"] for message in messages):
             broken += 1
             tqdm.write(f"another crop was taken in place of: {message}", file=sys.stderr)
-        if broken > config.max_broken_crops * config.batches_per_epoch * config.batch_size:
+        if broken > config.max_broken_crops * len(loader) * config.batch_size:
             raise UserError(f"{broken} crops of epoch {epoch} cannot be read, more than max_broken_crops allows")
-    means = [sum(parts) / (len(loader) * world.size) for parts in zip(*world.gather([sums]))]
+    means = [sum(each) / (config.batches_per_epoch * world.size) for each in zip(*world.gather([sums]))]
     images = len(loader) * config.batch_size * world.size
     return {
         "epoch": epoch,
@@ -179,31 +202,37 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
         if world.is_main:
             print(f"{last}: all {config.epochs} epochs are done")
         return
-    trainer = Trainer.build(config, world, "none" if resumed else config.pretrained)
+    parts = resumed.get("parts", world.size * config.accumulate) if resumed else world.size * config.accumulate
+    accumulate = _share_parts(parts, config.batch_size, world.size)
+    trainer = Trainer.build(config, world, "none" if resumed else config.pretrained, options.seed, accumulate)
     start, best = 0, math.inf
     if resumed:
         trainer.network.load_state_dict(resumed["state_dict"])
         trainer.optimizer.load_state_dict(resumed["optimizer"])
         trainer.scaler.load_state_dict(resumed["scaler"])
         start, best = resumed["epoch"], resumed["bce_best"]
+    if len(set(world.gather([start]))) > 1:
+        raise UserError(f"{options.output_dir}: the processes do not see the same checkpoint in it; it must lie on a file "
+                        "system that all nodes share")  # fmt: skip
     training, validation = split_crops(read_crops(options.data_dir), options.fold, config.validation_frame_step)
     sampler = BalancedSampler(
-        training.label, config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size
-    )
+        training.label, config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size,
+        config.batch_size, accumulate,
+    )  # fmt: skip
     train_loader = _make_loader(TrainingCrops(training, config), options.workers, config.batch_size, sampler)
     mine = Subset(ValidationCrops(validation, config.input.size), range(world.rank, len(validation), world.size))
     val_loader = _make_loader(mine, options.workers, 2 * config.batch_size)
     if world.is_main:
-        _announce(name, config, world, training, validation, start)
+        _announce(name, config, world, accumulate, training, validation, start)
         _save_arguments(log, options, config)
     for epoch in range(start, config.epochs):
         sampler.epoch = epoch
-        torch.manual_seed(options.seed + 1000 * epoch + world.rank)  # of dropout and stochastic depth
         row = train_epoch(trainer, train_loader, epoch, log)
         row |= validate(trainer, val_loader, validation)
         best = min(best, row["val_loss"])
         if world.is_main:
-            entries = {"epoch": epoch + 1, "bce_best": best, "config": config.model_dump(), "seed": options.seed}
+            entries = {"epoch": epoch + 1, "bce_best": best, "config": config.model_dump(), "seed": options.seed,
+                       "parts": parts}  # fmt: skip
             weights = trainer.network.state_dict()
             save_checkpoint(options.output_dir / f"{name}_{epoch}", state_dict=weights, **entries)
             draw_curves(_log(log, row), log / "curves.png")
@@ -245,11 +274,21 @@ def _start_loader_worker(_: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _save_batch(path: Path, crops: Crops, batch: dict) -> Path:
-    """List a batch's crops: with row and seed `TrainingCrops` makes each image again."""
-    rows = zip(batch["row"], batch["seed"])
+def _save_batches(path: Path, crops: Crops, batches: Sequence[dict]) -> Path:
+    """List some batches' crops: with row and seed `TrainingCrops` makes each image again."""
+    rows = [pair for batch in batches for pair in zip(batch["row"], batch["seed"])]
     write_csv(path, ["row", "seed", "video", "file"], ([row, seed, crops.video[row], crops.file[row]] for row, seed in rows))
     return path
+
+
+def _share_parts(parts: int, batch_size: int, processes: int) -> int:
+    """How many of a step's batches each process takes."""
+    if parts % processes:
+        fit = [str(number) for number in range(1, parts + 1) if parts % number == 0]
+        raise UserError(f"a step of this run is {parts} batches of {batch_size} images, which {processes} processes cannot "
+                        f"share evenly; start {', '.join(fit[:-1])} or {fit[-1]}, or begin anew with --resume none or "
+                        "another --prefix")  # fmt: skip
+    return parts // processes
 
 
 def _find_resume(options: argparse.Namespace, last: Path, config: Config, world: World) -> dict | None:
@@ -261,7 +300,7 @@ def _find_resume(options: argparse.Namespace, last: Path, config: Config, world:
     if not {"optimizer", "scaler", "config", "seed"} <= checkpoint.keys():
         raise UserError(f"{path}: holds no optimizer; give a checkpoint whose name ends with _last")
     before, now = checkpoint["config"] | {"seed": checkpoint["seed"]}, config.model_dump() | {"seed": options.seed}
-    changed = [key for key in now if before.get(key) != now[key] and key != "epochs"]
+    changed = [key for key in now if before.get(key, 1) != now[key] and key not in ("epochs", "accumulate")]
     if changed:
         raise UserError(
             f"{path} was made with another {', '.join(changed)} ({before.get(changed[0])}, now {now[changed[0]]}); "
@@ -270,15 +309,18 @@ def _find_resume(options: argparse.Namespace, last: Path, config: Config, world:
     return checkpoint
 
 
-def _announce(name: str, config: Config, world: World, training: Crops, validation: Crops, start: int) -> None:
+def _announce(
+    name: str, config: Config, world: World, accumulate: int, training: Crops, validation: Crops, start: int
+) -> None:
     kinds = [f"{(part.label == 0).sum()} real and {(part.label == 1).sum()} fake" for part in (training, validation)]
-    effective = world.size * config.batch_size
+    effective = world.size * config.batch_size * accumulate
     if start:
         print(f"going on after epoch {start - 1}")
     print(f"{name}: {config.encoder} at {config.input.size} px on {world.size} x {world.device.type}")
     print(f"  {kinds[0]} crops to train on, {kinds[1]} to validate on")
-    batches = f"{config.batches_per_epoch} batches of {effective} images = {world.size} processes x {config.batch_size}"
-    print(f"  epochs {start} to {config.epochs - 1}, each {batches}")
+    steps = f"{config.batches_per_epoch} steps of {effective} images = {world.size} processes x {config.batch_size}"
+    added = f" x {accumulate} batches added up" if accumulate > 1 else ""
+    print(f"  epochs {start} to {config.epochs - 1}, each {steps}{added}")
 
 
 def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> None:
