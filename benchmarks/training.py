@@ -22,9 +22,10 @@ from preprocessing.cli import make_parser, positive_int
 from preprocessing.crops import write_image
 from preprocessing.dfdc import crops_folder, folds_file
 from preprocessing.files import write_csv
+from preprocessing.table import read_crops
 from preprocessing.workers import keep_memory
 from training.config import Config
-from training.dataset import BalancedSampler, TrainingCrops, read_crops
+from training.dataset import BalancedSampler, TrainingCrops
 from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier, Normalize
@@ -98,7 +99,7 @@ def loader_speed(size, batch, workers, batches):
                 rows.append([video, f"{number}_0.png", int(video == "fake"), "real", number, 0])
         write_csv(folds_file(root), ["video", "file", "label", "original", "frame", "fold"], rows)
         crops = read_crops(root)
-        sampler = BalancedSampler(crops.label, (batches + 2 * workers) * batch, 0, 0, 1)
+        sampler = BalancedSampler(crops["label"], (batches + 2 * workers) * batch, 0, 0, 1)
         loader = iter(_make_loader(TrainingCrops(crops, config("tf_efficientnet_b0", size, batch)), workers, batch, sampler))
         for _ in range(2 * workers):  # what the workers prepare while they start
             next(loader)

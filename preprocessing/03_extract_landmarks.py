@@ -16,7 +16,7 @@ import numpy as np
 
 from preprocessing.cli import run_main
 from preprocessing.crops import read_image, write_array
-from preprocessing.dfdc import Video, crops_folder, landmarks_folder, read_dataset
+from preprocessing.dfdc import Video, cropped_videos, crops_folder, landmarks_folder, read_dataset
 from preprocessing.faces import LANDMARK_THRESHOLDS, add_device_option, load_detector
 from preprocessing.files import whole_folder
 from preprocessing.run import run_step, step_parser
@@ -45,9 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     add_device_option(parser)
     options = parser.parse_args(argv)
     dataset = read_dataset(options.root_dir)
+    cut = cropped_videos(dataset.root)
     return run_step(
         partial(extract_landmarks, root=dataset.root, device=options.device),
-        [video for video in dataset.reals if crops_folder(dataset.root, video.name).exists()],
+        [video for video in dataset.reals if video.name in cut],
         lambda video: landmarks_folder(dataset.root, video.name),
         options,
         "3 extract landmarks",

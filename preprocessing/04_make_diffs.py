@@ -17,7 +17,7 @@ from skimage.metrics import structural_similarity
 
 from preprocessing.cli import run_main
 from preprocessing.crops import read_image, write_image
-from preprocessing.dfdc import Video, crops_folder, diffs_folder, read_dataset
+from preprocessing.dfdc import Video, cropped_videos, crops_folder, diffs_folder, read_dataset
 from preprocessing.files import whole_folder
 from preprocessing.run import run_step, step_parser
 
@@ -58,9 +58,10 @@ def _size(image: np.ndarray) -> str:
 def main(argv: list[str] | None = None) -> int:
     options = step_parser(__doc__).parse_args(argv)
     dataset = read_dataset(options.root_dir)
+    cut = cropped_videos(dataset.root)
     return run_step(
         partial(make_diffs, root=dataset.root),
-        [video for video in dataset.fakes if crops_folder(dataset.root, video.name).exists()],
+        [video for video in dataset.fakes if video.name in cut],
         lambda video: diffs_folder(dataset.root, video.name),
         options,
         "4 make diffs",

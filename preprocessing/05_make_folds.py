@@ -11,18 +11,20 @@ Method: the winner's 16 folds by part number: fold i holds parts 3i to 3i + 2, t
 
 import os
 import random
-from pathlib import Path
+import sys
+from array import array
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
 from preprocessing.cli import UserError, run_main
-from preprocessing.dfdc import Dataset, Video, crops_folder, folds_file, read_dataset
+from preprocessing.dfdc import Dataset, cropped_videos, crops_folder, folds_file, read_dataset
 from preprocessing.files import write_csv
 from preprocessing.run import step_parser
+from preprocessing.table import COLUMNS
 
 FOLDS = 16
 PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the parts left over join the last fold
-COLUMNS = ["video", "file", "label", "original", "frame", "fold"]
 
 
 def fold_of_part(part: int) -> int:
@@ -30,20 +32,28 @@ def fold_of_part(part: int) -> int:
     return min(part // PARTS_PER_FOLD, FOLDS - 1)
 
 
-def fold_rows(dataset: Dataset, seed: int) -> list[list]:
+def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
+    """All crops in order: the number of each one's video in `dataset.videos`, and its file name."""
+    numbers, files = array("i"), []
+    there = cropped_videos(dataset.root)
+    for number, video in enumerate(tqdm(dataset.videos, desc="5 make folds", unit="video")):
+        if video.name in there:
+            found = sorted(map(sys.intern, os.listdir(crops_folder(dataset.root, video.name))))
+            found = [name for name in found if name.endswith(".png")]
+            numbers.extend([number] * len(found))
+            files += found
+    return numbers, files
+
+
+def fold_rows(dataset: Dataset, numbers: array, files: list[str], seed: int) -> Iterator[list]:
     """One row of `COLUMNS` for each crop, shuffled by `seed`."""
     parts = {video.name: video.part for video in dataset.videos}
-    rows = []
-    for video in tqdm(dataset.videos, desc="5 make folds", unit="video"):
-        rows += _video_rows(dataset.root, video, fold_of_part(parts[video.original]))
-    random.Random(seed).shuffle(rows)
-    return rows
-
-
-def _video_rows(root: Path, video: Video, fold: int) -> list[list]:
-    folder = crops_folder(root, video.name)
-    files = sorted(name for name in os.listdir(folder) if name.endswith(".png")) if folder.exists() else []
-    return [[video.name, file, int(video.is_fake), video.original, int(file.split("_")[0]), fold] for file in files]
+    order = array("i", range(len(files)))
+    random.Random(seed).shuffle(order)
+    for place in order:
+        video, file = dataset.videos[numbers[place]], files[place]
+        frame = int(file.split("_")[0])
+        yield [video.name, file, int(video.is_fake), video.original, frame, fold_of_part(parts[video.original])]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,13 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=777, help="of the order of the rows")
     options = parser.parse_args(argv)
     dataset = read_dataset(options.root_dir)
-    rows = fold_rows(dataset, options.seed)
-    if not rows:
+    numbers, files = list_crops(dataset)
+    if not files:
         raise UserError(f"{dataset.root / 'crops'}: holds no crops of these videos; run steps 1 and 2 first")
     path = folds_file(dataset.root)
-    write_csv(path, COLUMNS, rows)
-    fakes = sum(row[COLUMNS.index("label")] for row in rows)
-    print(f"5 make folds: {len(rows) - fakes} real and {fakes} fake crops in {path}")
+    write_csv(path, COLUMNS, fold_rows(dataset, numbers, files, options.seed))
+    fakes = sum(dataset.videos[number].is_fake for number in numbers)
+    print(f"5 make folds: {len(files) - fakes} real and {fakes} fake crops in {path}")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""All five preprocessing steps, one after the other, in the same workers: they import and load once.
+"""All preprocessing steps, one after the other, in the same workers: they import and load once. Step 6 if --format asks.
 
     python -m preprocessing --root-dir DATA
 
 Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
-Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv}; `--help` of each step says more
+Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv, shards}; `--help` of each step says more
 """
 
 import sys
@@ -12,7 +12,9 @@ from importlib import import_module
 from preprocessing.cli import run_main
 from preprocessing.faces import add_device_option
 from preprocessing.run import keep_workers, step_parser, where_of, worker_arguments
+from preprocessing.table import FORMATS
 
+PACKING = "06_pack_shards"
 STEPS = ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds")
 DETECTING = ("01_detect_faces", "03_extract_landmarks")
 
@@ -20,10 +22,12 @@ DETECTING = ("01_detect_faces", "03_extract_landmarks")
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     add_device_option(parser)
+    parser.add_argument("--format", choices=FORMATS, default="files", help="of the crops for training: files, or WebDataset "
+                        "shards as well, some large files for a file system that does not like millions")  # fmt: skip
     options = parser.parse_args(argv)
     common = ["--root-dir", options.root_dir, "--max-failures", options.max_failures, *worker_arguments(options)]
     with keep_workers(where_of(options)):
-        for step in STEPS:
+        for step in (*STEPS, PACKING) if options.format == "wds" else STEPS:
             device = ["--device", options.device] if step in DETECTING else []
             if status := import_module(f"preprocessing.{step}").main([*map(str, common), *device]):
                 print(f"{step}: too many videos failed, see above; the steps after it were not run", file=sys.stderr)

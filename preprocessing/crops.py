@@ -79,12 +79,17 @@ def read_image(path: Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
         UserError: the file is missing, empty or no image.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); run the preprocessing again") from error
-    image = cv2.imdecode(data, flags) if data.size else None
+    return decode_image(data, f"{path}", f"delete the folder {Path(path).parent}", flags)
+
+
+def decode_image(data: bytes, name: str, remedy: str, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+    """The same of a file's bytes. `name` and `remedy` are for the error."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
-        raise UserError(f"{path}: not an image; delete the folder {Path(path).parent} and run the preprocessing again")
+        raise UserError(f"{name}: not an image; {remedy} and run the preprocessing again")
     return image
 
 

@@ -1,7 +1,7 @@
 """A DFDC download as it lies on disk: part folders, their metadata.json, and which fake was made from which original.
 
 Reads  DATA/dfdc_train_part_N/metadata.json = {"name.mp4": {"label": "FAKE", "original": "other.mp4"}, …}
-Names what the five steps write: the five functions at the end are the only place where those paths are spelled.
+Names what the steps write: the functions at the end are the only place where those paths are spelled.
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocessing.cli import UserError
+from preprocessing.files import names_in
 
 PART_FOLDER = re.compile(r"dfdc_train_part_(\d+)$")
 LABELS = {"REAL": False, "FAKE": True}
@@ -159,6 +160,11 @@ def crops_folder(root: Path, video: str) -> Path:
     return root / "crops" / video
 
 
+def cropped_videos(root: Path) -> set[str]:
+    """The names of the videos that step 2 has cut, in one look at the disk."""
+    return names_in(root / "crops")
+
+
 def landmarks_folder(root: Path, video: str) -> Path:
     return root / "landmarks" / video
 
@@ -169,3 +175,8 @@ def diffs_folder(root: Path, video: str) -> Path:
 
 def folds_file(root: Path) -> Path:
     return root / "folds.csv"
+
+
+def index_file(root: Path) -> Path:
+    """Of the shards of step 6, which lie beside it."""
+    return root / "shards" / "index.csv"

@@ -97,7 +97,12 @@ def where_of(options: argparse.Namespace) -> Where:
 
 
 def map_videos(
-    task: Callable[[Item], Result], items: Sequence[Item], where: Where, description: str, sees: Path = Path()
+    task: Callable[[Item], Result],
+    items: Sequence[Item],
+    where: Where,
+    description: str,
+    sees: Path = Path(),
+    unit: str = "video",
 ) -> Iterator[tuple[Item, Result | None, Exception | None]]:
     """Run `task` on each item, with a progress bar, and give (item, result, None) or (item, None, error) as they finish.
 
@@ -107,7 +112,7 @@ def map_videos(
     workers of a cluster must see.
     """
     keep_memory()
-    with tqdm(total=len(items), desc=description, unit="video", disable=not items) as bar:
+    with tqdm(total=len(items), desc=description, unit=unit, disable=not items) as bar:
         here = where.workers == 0 and not where.is_cluster
         for outcome in _here(task, items) if here or not items else _in_workers(task, items, where, sees):
             bar.update()
@@ -121,6 +126,7 @@ def run_step(
     options: argparse.Namespace,
     step: str,
     troubles: Sequence[Trouble] = (),
+    unit: str = "video",
 ) -> int:
     """Run one numbered step over the videos whose `output` is not there yet.
 
@@ -142,7 +148,7 @@ def run_step(
     failed: dict[str, Trouble] = {}
     where = where_of(options)
     with _sign(options.root_dir) if where.is_cluster else nullcontext(Path()) as sees:
-        for video, _, error in map_videos(task, missing, where, step, sees):
+        for video, _, error in map_videos(task, missing, where, step, sees, unit):
             if isinstance(error, MachineError):
                 raise error
             if error is not None:
@@ -154,7 +160,7 @@ def run_step(
         found += [failed[video.name]] if video.name in failed else left_out
     report = _write_troubles(options.root_dir / "failures.csv", step, found)
     done = len(missing) - len(failed)
-    print(f"{step}: {done} videos done, {len(videos) - len(missing)} were there, {len(failed)} failed{report}")
+    print(f"{step}: {done} {unit}s done, {len(videos) - len(missing)} were there, {len(failed)} failed{report}")
     return int(len(failed) > options.max_failures * len(videos))
 
 

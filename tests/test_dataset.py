@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from preprocessing.cli import UserError
+from preprocessing.table import read_crops
 from tests.media import FAKE, REAL
 from training.augment import plain_transform
 from training.config import Config
-from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops, collate, read_crops, split_crops
+from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops, collate, split_crops
 
 LABELS = np.array([0] * 10 + [1] * 50)
 
@@ -64,6 +65,10 @@ def test_more_reals_than_fakes_is_balanced_too():
     assert LABELS[rows].mean() == 0.5
 
 
+def names(crops, column="video"):
+    return np.array([crops.name(column, row) for row in range(len(crops))])
+
+
 @pytest.fixture
 def data(preprocessed, tmp_path):
     return shutil.copytree(preprocessed, tmp_path / "data")
@@ -75,7 +80,7 @@ def test_a_training_item_follows_from_its_seed(data):
     one, again, other = (dataset[item] for item in ((0, 5), (0, 5), (0, 6)))
     np.testing.assert_array_equal(one["image"], again["image"])
     assert (one["image"] != other["image"]).any()
-    labels = {int(crops.label[row]): float(dataset[row, 1]["label"]) for row in range(len(crops))}
+    labels = {int(crops["label"][row]): float(dataset[row, 1]["label"]) for row in range(len(crops))}
     assert labels == pytest.approx({0: 0.01, 1: 0.99})
     batch = collate([one, other])
     assert batch["image"].shape == (2, 64, 64, 3) and batch["label"].shape == (2,) and batch["broken"] == [[], []]
@@ -92,7 +97,7 @@ def test_without_augmentation_and_cutouts_a_crop_is_itself(data):
 def test_each_cutout_is_taken_as_often_as_the_recipe_says(data):
     """With landmarks: 0.7 landmarks (an eighth of them cut nothing), else 0.2 hull, else 0.1 half."""
     crops = read_crops(data)
-    reals = crops.where((crops.video == REAL) & (crops.frame == 0))
+    reals = crops.where((names(crops) == REAL) & (crops["frame"] == 0))
     dataset = TrainingCrops(reals, Config(input={"size": 64}, augmented=0))
     plain = plain_transform(dataset._read(0, random.Random(1)) * 0 + 255, 64)
     inside = plain[..., 0] > 0
@@ -106,7 +111,7 @@ def test_a_broken_crop_is_named_and_replaced_by_one_of_its_kind(data):
     (data / "crops" / FAKE / "0_0.png").write_bytes(b"")
     crops = read_crops(data)
     dataset = TrainingCrops(crops, Config(input={"size": 64}))
-    (row,) = np.flatnonzero((crops.video == FAKE) & (crops.file == "0_0.png"))
+    (row,) = np.flatnonzero((names(crops) == FAKE) & (names(crops, "file") == "0_0.png"))
     item = dataset[row, 3]
     assert item["label"] == pytest.approx(0.99) and len(item["broken"]) >= 1 and f"{FAKE}/0_0.png" in item["broken"][0]
     with pytest.raises(UserError, match="0_0.png: not an image"):
@@ -122,7 +127,7 @@ def test_a_broken_landmark_file_counts_as_a_broken_crop(data):
         path.write_bytes(b"no array")
     crops = read_crops(data)
     with pytest.raises(UserError, match=f"landmarks/{REAL}"):
-        TrainingCrops(crops.where(crops.video == REAL), Config(input={"size": 64}))[0, 1]
+        TrainingCrops(crops.where(names(crops) == REAL), Config(input={"size": 64}))[0, 1]
 
 
 def test_folds_are_split_and_every_second_frame_validates(data):
@@ -133,7 +138,7 @@ def test_folds_are_split_and_every_second_frame_validates(data):
     rows += [[*row[:-1], "2"] for row in rows[1:] if row[-1] == "0"]
     csv.writer(open(data / "folds.csv", "w", newline="")).writerows(rows)
     training, validation = split_crops(read_crops(data), 0, 20)
-    assert set(training.fold) == {1, 2} and set(validation.fold) == {0} and set(validation.frame) == {0, 20}
+    assert set(training["fold"]) == {1, 2} and set(validation["fold"]) == {0} and set(validation["frame"]) == {0, 20}
 
 
 @pytest.mark.parametrize("text, words", [

@@ -14,12 +14,13 @@ import yaml
 from timm.layers import convert_sync_batchnorm
 
 from preprocessing.cli import UserError
+from preprocessing.table import read_crops
 from tests.media import REAL
 from training import train
 from training.checkpoint import load_checkpoint
 from training.config import load_config
 from training.curves import _points
-from training.dataset import BalancedSampler, read_crops, split_crops
+from training.dataset import BalancedSampler, split_crops
 from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier
@@ -222,11 +223,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_crops(data, tmp_p
     with open(tmp_path / "logs" / NAME / "bad_batch_0.csv", newline="") as file:
         listed = list(csv.DictReader(file))
     training, _ = split_crops(read_crops(data), 0, 10)
-    sampler = BalancedSampler(training.label, 16, 5)
+    sampler = BalancedSampler(training["label"], 16, 5)
     batches = [list(sampler)[start : start + 4] for start in range(0, 16, 4)]
     assert [(int(row["row"]), int(row["seed"])) for row in listed] in batches
     for row in listed:
-        assert (row["video"], row["file"]) == (training.video[int(row["row"])], training.file[int(row["row"])])
+        assert (row["video"], row["file"]) == tuple(training.name(column, int(row["row"])) for column in ("video", "file"))
 
 
 def small_trainer(scaler):

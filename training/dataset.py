@@ -1,80 +1,25 @@
-"""Crops from disk for training and validation, and the sampler that draws as many fakes as reals.
-
-Reads DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs, as preprocessing (or the winner's own scripts) wrote them
+"""Crops for training and validation, and the sampler that draws as many fakes as reals.
 
 Every random choice follows from (seed, epoch, position in the epoch), not from a state: an epoch is the same with any
 number of loader workers and after a resume.
 """
 
-import csv
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from preprocessing.cli import UserError
-from preprocessing.crops import read_image
-from preprocessing.dfdc import crops_folder, diffs_folder, folds_file, landmarks_folder
-from preprocessing.files import TABLE
+from preprocessing.dfdc import folds_file
+from preprocessing.table import Crops
 from training.augment import TrainingTransform, plain_transform
 from training.config import Config
 from training.cutout import cut_half, cut_hull, cut_landmark
+from training.samples import Sample
 
-COLUMNS = {"video", "file", "label", "original", "frame", "fold"}
 REPLACEMENTS = 5  # crops tried in place of an unreadable one before it is an error
-
-
-@dataclass(frozen=True)
-class Crops:
-    """folds.csv by columns, each an array (N,): one row a crop. `label` is 1 for FAKE."""
-
-    root: Path
-    video: np.ndarray
-    file: np.ndarray
-    original: np.ndarray
-    label: np.ndarray
-    frame: np.ndarray
-    fold: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def where(self, mask: np.ndarray) -> "Crops":
-        columns = (self.video, self.file, self.original, self.label, self.frame, self.fold)
-        return Crops(self.root, *(column[mask] for column in columns))
-
-
-def read_crops(root: Path) -> Crops:
-    """Read DATA/folds.csv.
-
-    Raises:
-        UserError: the file is missing, lacks a column or a number, or lists nothing.
-    """
-    path = folds_file(Path(root))
-    try:
-        with open(path, **TABLE) as file:
-            reader = csv.DictReader(file)
-            if missing := COLUMNS - set(reader.fieldnames or ()):
-                raise UserError(f"{path}: lacks the column {', '.join(sorted(missing))}; run preprocessing step 5 again")
-            names, numbers = [], []
-            for row in reader:
-                names.append((row["video"], row["file"], row["original"]))
-                numbers.append((int(row["label"]), int(row["frame"]), int(row["fold"])))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run ./preprocess_data.sh {root}") from error
-    except (ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: line {reader.line_num}: {error}; run preprocessing step 5 again") from error
-    if not names:
-        raise UserError(f"{path}: lists no crops; run ./preprocess_data.sh {root}")
-    video, file_name, original = (np.array(column) for column in zip(*names))
-    label, frame, fold = np.array(numbers, np.int64).T
-    return Crops(Path(root), video, file_name, original, label, frame, fold)
+SHARDS_AT_A_TIME = 8  # of each kind that crops are taken from by turns
 
 
 def split_crops(crops: Crops, fold: int, validation_frame_step: int) -> tuple[Crops, Crops]:
@@ -83,11 +28,11 @@ def split_crops(crops: Crops, fold: int, validation_frame_step: int) -> tuple[Cr
     Raises:
         UserError: one side lacks reals or fakes.
     """
-    training = crops.where(crops.fold != fold)
-    validation = crops.where((crops.fold == fold) & (crops.frame % validation_frame_step == 0))
+    training = crops.where(crops["fold"] != fold)
+    validation = crops.where((crops["fold"] == fold) & (crops["frame"] % validation_frame_step == 0))
     for part, name in ((training, "the other folds"), (validation, f"fold {fold}")):
         for label, kind in ((0, "REAL"), (1, "FAKE")):
-            if not (part.label == label).any():
+            if not (part["label"] == label).any():
                 raise UserError(f"{folds_file(crops.root)}: {name} hold no {kind} crop; choose another --fold, 0 to 15")
     return training, validation
 
@@ -102,15 +47,18 @@ class BalancedSampler(Sampler[tuple[int, int]]):
     An epoch is cut into as many parts as there are processes, or `accumulate` times as many: then a process has several
     parts, by turns a batch of `batch_size` of each. The parts, and the batches in them, are the same for any number of
     processes among which they are shared. `count` is the crops of a part.
+
+    `shards`: the shard that each crop lies in. Then the shards are drawn instead of the crops, some at a time, and each is
+    read in its order; how many fakes a batch has, and how often a crop is drawn, follows the same law.
     """
 
     def __init__(
         self, labels: np.ndarray, count: int, seed: int, rank: int = 0, world_size: int = 1, batch_size: int = 1,
-        accumulate: int = 1,
+        accumulate: int = 1, shards: np.ndarray | None = None,
     ):  # fmt: skip
         self._kinds = [np.flatnonzero(labels == label) for label in (0, 1)]
         self._count, self._seed, self._rank, self._world_size = count, seed, rank, world_size
-        self._batch_size, self._accumulate = batch_size, accumulate
+        self._batch_size, self._accumulate, self._shards = batch_size, accumulate, shards
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -120,16 +68,39 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         generator = np.random.default_rng([self._seed, self.epoch])
         parts = self._world_size * self._accumulate
         total = self._count * parts
+        each = min(map(len, self._kinds))
         draws: list[np.ndarray] = []
         while sum(map(len, draws)) < total:
-            each = min(map(len, self._kinds))
-            drawn = np.concatenate([generator.choice(kind, each, replace=False) for kind in self._kinds])
-            draws.append(generator.permutation(drawn))
+            draws.append(self._draw(each, generator) if self._shards is None else self._draw_in_order(each, generator))
         rows = np.concatenate(draws)[:total]
         seeds = generator.integers(2**63, size=total)
         by_part = np.arange(total).reshape(-1, self._batch_size, parts)  # step, place in the batch, part
         mine = by_part[:, :, self._rank :: self._world_size].swapaxes(1, 2).ravel()
         yield from zip(rows[mine].tolist(), seeds[mine].tolist())
+
+    def _draw(self, each: int, generator: np.random.Generator) -> np.ndarray:
+        """So many crops of each kind, mixed."""
+        return generator.permutation(np.concatenate([generator.choice(kind, each, replace=False) for kind in self._kinds]))
+
+    def _draw_in_order(self, each: int, generator: np.random.Generator) -> np.ndarray:
+        """The same, shard by shard, from a place in the middle on, so that no shard's last crops are drawn less often."""
+        kinds = []
+        for kind in self._kinds:
+            shards = np.split(kind, np.flatnonzero(np.diff(self._shards[kind])) + 1)
+            order = [shards[number] for number in generator.permutation(len(shards))]
+            groups = [order[at : at + SHARDS_AT_A_TIME] for at in range(0, len(order), SHARDS_AT_A_TIME)]
+            walk = np.concatenate([by_turns(group, generator) for group in groups])
+            kinds.append(np.roll(walk, generator.integers(len(walk)))[:each])
+        return by_turns(kinds, generator)
+
+
+def by_turns(parts: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    """All values of some arrays, each array's in its order, at random places among the others'."""
+    turns = generator.permutation(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+    mixed = np.empty(len(turns), np.int64)
+    for number, part in enumerate(parts):
+        mixed[turns == number] = part
+    return mixed
 
 
 class TrainingCrops(Dataset):
@@ -150,7 +121,7 @@ class TrainingCrops(Dataset):
                 break
             except UserError as error:
                 broken.append(str(error))
-                same_kind = np.flatnonzero(self.crops.label == self.crops.label[row])
+                same_kind = np.flatnonzero(self.crops["label"] == self.crops["label"][row])
                 row = int(rng.choice(same_kind))
         else:
             raise UserError(f"{REPLACEMENTS} crops in a row cannot be read, the last: {broken[-1]}")
@@ -160,26 +131,24 @@ class TrainingCrops(Dataset):
         else:
             image = plain_transform(image, self.config.input.size)
         smoothing = self.config.label_smoothing
-        label = float(np.clip(self.crops.label[row], smoothing, 1 - smoothing))
+        label = float(np.clip(self.crops["label"][row], smoothing, 1 - smoothing))
         return {"image": image, "label": np.float32(label), "row": row, "seed": seed, "broken": broken}
 
     def _read(self, row: int, rng: random.Random) -> np.ndarray:
         """A crop (h, w, 3) uint8 RGB with at most one cutout."""
-        crops, config = self.crops, self.config
-        video, stem = crops.video[row], Path(crops.file[row]).stem
-        image = read_image(crops_folder(crops.root, video) / crops.file[row])
-        path = landmarks_folder(crops.root, crops.original[row]) / f"{stem}.npy"
-        landmarks = _read_landmarks(path)
+        config, sample = self.config, Sample(self.crops, row)
+        image, landmarks = sample.image(), sample.landmarks()
         if landmarks is not None and rng.random() < config.landmark_cutout:
             return cut_landmark(image, landmarks, rng)
         if rng.random() < config.hull_cutout:
             return cut_hull(image, landmarks, rng)
         if rng.random() < config.half_cutout:
-            path = diffs_folder(crops.root, video) / f"{stem}_diff.png"
-            diff = read_image(path, cv2.IMREAD_GRAYSCALE) if path.exists() else np.zeros(image.shape[:2], np.uint8)
+            diff = sample.diff()
+            if diff is None:
+                diff = np.zeros(image.shape[:2], np.uint8)
             if diff.shape != image.shape[:2]:
-                raise UserError(f"{path}: is not of the crop's size; delete the folder {path.parent} and run step 4 again")
-            return cut_half(image, diff, bool(crops.label[row]), rng)
+                raise sample.wrong_size()
+            return cut_half(image, diff, bool(self.crops["label"][row]), rng)
         return image
 
 
@@ -193,8 +162,8 @@ class ValidationCrops(Dataset):
         return len(self.crops)
 
     def __getitem__(self, row: int) -> dict:
-        path = crops_folder(self.crops.root, self.crops.video[row]) / self.crops.file[row]
-        return {"image": plain_transform(read_image(path), self._size), "label": self.crops.label[row], "row": row}
+        image = plain_transform(Sample(self.crops, row).image(), self._size)
+        return {"image": image, "label": self.crops["label"][row], "row": row}
 
 
 def collate(samples: list[dict]) -> dict:
@@ -205,15 +174,3 @@ def collate(samples: list[dict]) -> dict:
     batch["image"] = torch.from_numpy(np.stack(batch["image"]))
     batch["label"] = torch.from_numpy(np.array(batch["label"], np.float32))
     return batch
-
-
-def _read_landmarks(path: Path) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    try:
-        landmarks = np.load(path)
-        if landmarks.shape != (5, 2) or landmarks.dtype.kind not in "if":
-            raise ValueError(f"{landmarks.dtype} {landmarks.shape}")
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not landmarks; delete the folder {path.parent} and run the preprocessing again") from error
-    return landmarks

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=4 -m training.train --config configs/b7.yaml --data-dir DATA --seed 111 --fold 0
     python -m training.train …        the same in one process, on the GPU where there is one, else on the CPU
 
-Reads  DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs
+Reads  DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs; with --format wds DATA/shards instead
 Writes weights/{prefix}DeepFakeClassifier_{encoder}_{fold}_{epoch} after each epoch, and …_last, from which an
        interrupted run goes on by itself; logs/{run}/metrics.csv, curves.png, args.yaml and TensorBoard's events
 Method: the winner's (configs/b7.yaml). What he took from apex is in PyTorch now: mixed precision (torch.amp), distributed
@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 from preprocessing.cli import MachineError, UserError, make_parser, run_main, whole_number
 from preprocessing.files import TABLE, whole_file, write_csv, writing
+from preprocessing.table import FORMATS, Crops, read_crops
 from preprocessing.workers import deaf_to_ctrl_c, die_with_parent, keep_memory
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
 from training.config import Config, load_config
 from training.curves import draw_curves
-from training.dataset import BalancedSampler, Crops, TrainingCrops, ValidationCrops, collate, read_crops, split_crops
+from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops, collate, split_crops
 from training.distributed import World, join_world
 from training.losses import balanced_loss, video_losses
 from training.model import DeepFakeClassifier, Normalize
@@ -175,7 +176,7 @@ def validate(trainer: Trainer, loader: DataLoader, crops: Crops) -> dict:
     scores = []
     for batch in tqdm(batches(loader), desc="validate", unit="batch", total=len(loader), disable=not trainer.world.is_main):
         probabilities = torch.sigmoid(trainer.logits(batch["image"])).tolist()
-        scores += zip(crops.video[batch["row"]].tolist(), probabilities, batch["label"].tolist())
+        scores += zip(crops["video"][batch["row"]].tolist(), probabilities, batch["label"].tolist())
     fake_loss, real_loss = video_losses(trainer.world.gather(scores))
     return {"val_fake_loss": fake_loss, "val_real_loss": real_loss, "val_loss": (fake_loss + real_loss) / 2}
 
@@ -214,10 +215,12 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     if len(set(world.gather([start]))) > 1:
         raise UserError(f"{options.output_dir}: the processes do not see the same checkpoint in it; it must lie on a file "
                         "system that all nodes share")  # fmt: skip
-    training, validation = split_crops(read_crops(options.data_dir), options.fold, config.validation_frame_step)
+    training, validation = split_crops(
+        read_crops(options.data_dir, options.format), options.fold, config.validation_frame_step
+    )
     sampler = BalancedSampler(
-        training.label, config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size,
-        config.batch_size, accumulate,
+        training["label"], config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size,
+        config.batch_size, accumulate, training["shard"] if training.packed else None,
     )  # fmt: skip
     train_loader = _make_loader(TrainingCrops(training, config), options.workers, config.batch_size, sampler)
     mine = Subset(ValidationCrops(validation, config.input.size), range(world.rank, len(validation), world.size))
@@ -277,7 +280,11 @@ def _start_loader_worker(_: int) -> None:
 def _save_batches(path: Path, crops: Crops, batches: Sequence[dict]) -> Path:
     """List some batches' crops: with row and seed `TrainingCrops` makes each image again."""
     rows = [pair for batch in batches for pair in zip(batch["row"], batch["seed"])]
-    write_csv(path, ["row", "seed", "video", "file"], ([row, seed, crops.video[row], crops.file[row]] for row, seed in rows))
+    write_csv(
+        path,
+        ["row", "seed", "video", "file"],
+        ([row, seed, crops.name("video", row), crops.name("file", row)] for row, seed in rows),
+    )
     return path
 
 
@@ -312,7 +319,7 @@ def _find_resume(options: argparse.Namespace, last: Path, config: Config, world:
 def _announce(
     name: str, config: Config, world: World, accumulate: int, training: Crops, validation: Crops, start: int
 ) -> None:
-    kinds = [f"{(part.label == 0).sum()} real and {(part.label == 1).sum()} fake" for part in (training, validation)]
+    kinds = [f"{(part['label'] == 0).sum()} real and {(part['label'] == 1).sum()} fake" for part in (training, validation)]
     effective = world.size * config.batch_size * accumulate
     if start:
         print(f"going on after epoch {start - 1}")
@@ -357,6 +364,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="configs/b7.yaml is the winner's")
     parser.add_argument("--data-dir", type=Path, required=True, help="the folder that preprocess_data.sh worked on")
+    parser.add_argument("--format", choices=FORMATS, default="files", help="of the crops: files, or the WebDataset shards of "
+                        "preprocessing step 6")  # fmt: skip
     parser.add_argument("--output-dir", type=Path, default=Path("weights"), help="for checkpoints")
     parser.add_argument("--logdir", type=Path, default=Path("logs"), help="for metrics.csv, args.yaml and TensorBoard")
     parser.add_argument("--fold", type=int, default=0, choices=range(16), metavar="0..15", help="kept for validation")

@@ -1,0 +1,157 @@
+"""Step 6, optional: pack the crops into WebDataset shards, some large tar files instead of millions of small files.
+
+    python -m preprocessing.06_pack_shards --root-dir DATA        then: training.train --format wds
+
+Reads  DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs
+Writes DATA/shards/fold-NN-{real,fake}-NNNNN.tar: for each crop NNNNNNNN.png, .npy (landmarks, if any), .diff.png (if any),
+       byte for byte as they were, and .json (its row of folds.csv); .csv beside each: the rows with shard,offset,size;
+       DATA/shards/index.csv: all of those. When folds.csv or --shard-crops changes, all are packed again.
+Method: WebDataset's format (github.com/webdataset/webdataset): tar files, in which what belongs together has one name up to
+       the first dot. Real and fake crops and folds lie apart, so that training reads just the shards that it needs, and crops
+       lie in the shuffled order of folds.csv, so that neighbours are of different videos.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from preprocessing.cli import UserError, positive_int, run_main
+from preprocessing.dfdc import folds_file, index_file
+from preprocessing.files import TABLE, whole_file, write_csv, writing
+from preprocessing.run import run_step, step_parser
+from preprocessing.table import COLUMNS, PLACE, Crops, read_crops
+
+SHARD_CROPS = 2000  # some 250 MB of DFDC's, landmarks and diffs included
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The `number`-th shard of the real (label 0) or fake crops of a fold. `path` is its index; the tar file lies beside it."""
+
+    path: Path
+    fold: int
+    label: int
+    number: int
+    crops: int  # at most
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def tar(self) -> Path:
+        return self.path.with_suffix(".tar")
+
+
+def plan_shards(crops: Crops, folder: Path, shard_crops: int) -> list[Shard]:
+    """The shards of all crops, by fold, kind and number."""
+    shards = []
+    for fold in np.unique(crops["fold"]).tolist():
+        for label, kind in ((0, "real"), (1, "fake")):
+            for number in range(-(-len(_rows_of(crops, fold, label)) // shard_crops)):
+                path = folder / f"fold-{fold:02}-{kind}-{number:05}.csv"
+                shards.append(Shard(path, fold, label, number, shard_crops))
+    return shards
+
+
+def pack_shard(shard: Shard, root: Path) -> None:
+    """Write one shard and then its index.
+
+    Raises:
+        UserError: a crop is not there any more.
+    """
+    crops = _read_crops(root)
+    mine = _rows_of(crops, shard.fold, shard.label)[shard.number * shard.crops :][: shard.crops]
+    rows = []
+    with whole_file(shard.tar) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, row in enumerate(mine.tolist()):
+            start = tar.offset
+            values = {column: _value(crops, column, row) for column in COLUMNS}
+            for ending, data in (*_files(crops, row), ("json", json.dumps(values).encode())):
+                entry = tarfile.TarInfo(f"{number:08}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+            rows.append([*values.values(), shard.tar.name, start, tar.offset - start])
+    write_csv(shard.path, COLUMNS + PLACE, rows)
+
+
+def _files(crops: Crops, row: int) -> Iterator[tuple[str, bytes]]:
+    """The files of a crop by their endings."""
+    files = crops.files(row)
+    try:
+        yield "png", files.png.read_bytes()
+    except OSError as error:
+        raise UserError(f"{files.png}: cannot be read ({error.strerror}); run steps 2 and 5 again") from error
+    for ending, path in (("npy", files.npy), ("diff.png", files.diff)):
+        if path.exists():
+            yield ending, path.read_bytes()
+
+
+def _value(crops: Crops, column: str, row: int) -> str | int:
+    return crops.name(column, row) if column in ("video", "file", "original") else int(crops[column][row])
+
+
+def _rows_of(crops: Crops, fold: int, label: int) -> np.ndarray:
+    return np.flatnonzero((crops["fold"] == fold) & (crops["label"] == label))
+
+
+@cache
+def _read_crops(root: Path) -> Crops:
+    """Once in each worker, instead of the rows of each shard with each."""
+    return read_crops(root)
+
+
+def _begin(folder: Path, made_from: dict) -> None:
+    """Forget shards that were made of another folds.csv or at another size."""
+    note = folder / "made_from.json"
+    if not note.exists() or json.loads(note.read_text()) != made_from:
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        with whole_file(note) as temporary:
+            temporary.write_text(json.dumps(made_from))
+
+
+def _write_index(path: Path, shards: list[Shard]) -> int:
+    """One table of the shards' own. Returns its number of crops."""
+
+    def rows() -> Iterator[list[str]]:
+        nonlocal count
+        for shard in shards:
+            with open(shard.path, **TABLE) as file:
+                for row in list(csv.reader(file))[1:]:
+                    count += 1
+                    yield row
+
+    count = 0
+    write_csv(path, COLUMNS + PLACE, rows())
+    return count
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = step_parser(__doc__)
+    parser.add_argument("--shard-crops", type=positive_int, default=SHARD_CROPS, help="crops in a shard, at most")
+    options = parser.parse_args(argv)
+    root = options.root_dir
+    crops, index = read_crops(root), index_file(root)
+    digest = hashlib.sha256(folds_file(root).read_bytes()).hexdigest()
+    _begin(index.parent, {"folds.csv": digest, "shard_crops": options.shard_crops})
+    shards = plan_shards(crops, index.parent, options.shard_crops)
+    status = run_step(
+        partial(pack_shard, root=root), shards, lambda shard: shard.path, options, "6 pack shards", unit="shard"
+    )
+    if all(shard.path.exists() for shard in shards):
+        print(f"6 pack shards: {_write_index(index, shards)} crops in {len(shards)} shards, listed in {index}")
+    return status
+
+
+if __name__ == "__main__":
+    run_main(main)
