@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Raw DFDC videos to crops, landmarks, diffs and folds: the five preprocessing steps, one after the other.
-#   ./preprocess_data.sh DATA [--workers N] [--device cpu]
+# Raw DFDC videos to crops, landmarks, diffs and folds: the preprocessing steps, one after the other.
+#   ./preprocess_data.sh DATA [--workers N] [--device cpu] [--executor ray] [--format wds] …   (python -m preprocessing --help)
 # DATA holds dfdc_train_part_0, dfdc_train_part_1, … Run it again after an interruption: what is there is skipped.
 set -euo pipefail
 usage() { sed -n '2,4s/^# *//p' "$0"; }

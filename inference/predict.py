@@ -76,7 +76,8 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     """Predict every video and write the tables. Returns the journal's entries by file name."""
     videos = find_videos(options.test_dir)
     weights = find_weights(options.weights_dir, options.models or published_models())
-    ensemble = Ensemble(weights, "cpu" if options.executor == "ray" else options.device)
+    where = where_of(options)
+    ensemble = Ensemble(weights, "cpu" if where.is_cluster else options.device)
     stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in weights}
     identity = {"test_dir": str(options.test_dir.resolve()), "weights": stamps}
     report = Report(options.report, options.rule) if options.report else None
@@ -86,7 +87,6 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     todo = sorted((path for path in videos if path.name not in journal.entries), key=file_size, reverse=True)
     if len(todo) < len(videos):
         print(f"going on: {len(videos) - len(todo)} of {len(videos)} videos are done")
-    where = where_of(options)
     if where.is_cluster:  # each worker has its own networks; here one set is enough to know that they load
         where = where._replace(limits=where.limits._replace(memory=where.limits.memory + _gibibytes(weights)))
         task = partial(answer_alone, weights=tuple(weights), device=options.device, for_report=bool(report),

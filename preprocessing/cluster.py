@@ -55,7 +55,7 @@ class Cluster:
         try:
             while left:
                 while len(self._starting) + len(self._free) + len(self._busy) < min(self._count, left):
-                    actor = self._actor.remote()
+                    actor = self._actor.remote(self._gpus)
                     self._starting[actor.start.remote()] = actor
                 while self._free and (item := again.pop() if again else next(todo, None)) is not None:
                     actor = self._free.pop()
@@ -127,7 +127,9 @@ class Cluster:
 class _Actor:
     """What runs on the cluster: one worker process."""
 
-    def __init__(self):
+    def __init__(self, gpus: float):
+        if not gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else every worker would take the machine's first GPU
         self._workers = Workers(1)
 
     def start(self) -> None:

@@ -79,11 +79,11 @@ def test_two_nodes_train_as_two_processes_of_one(one_node, train_data, tmp_path)
 
 
 def test_one_process_goes_on_with_the_same_steps_where_a_node_was_lost(one_node, train_data, tmp_path):
-    """Killed with -9 after the first epoch: the other ends with a message. Gradients are added up from there on, so the losses
+    """Killed with -9 after the second epoch: the other ends with a message. Gradients are added up from there on, so the losses
     in training are the same; batch norm remembers both halves of a step, where two CPUs keep the first one's, so those in
     validation are not quite."""
     nodes = two_nodes(train_data, tmp_path)
-    while not (tmp_path / "weights" / f"{NAME}_last").exists():
+    while not (tmp_path / "weights" / f"{NAME}_1").exists():
         assert all(node.poll() is None for node in nodes)
         time.sleep(0.02)
     os.killpg(nodes[1].pid, signal.SIGKILL)

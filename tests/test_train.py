@@ -86,6 +86,7 @@ def test_what_training_writes(trained):
     assert cv2.imread(str(trained / "logs" / NAME / "curves.png")).std() > 10
     checkpoint = load_checkpoint(trained / "weights" / f"{NAME}_1")
     assert checkpoint["epoch"] == 2 and checkpoint.keys() == {"epoch", "state_dict", "bce_best", "config", "seed", "parts"}
+    assert checkpoint["parts"] == load_checkpoint(trained / "weights" / f"{NAME}_last")["parts"] == 1
     assert checkpoint["bce_best"] == pytest.approx(min(float(row["val_loss"]) for row in rows[:2]))
 
 

@@ -241,8 +241,8 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
             draw_curves(_log(log, row), log / "curves.png")
             state = {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
             save_checkpoint(last, state_dict=weights, **state, **entries)
-            parts = f"fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}"
-            print(f"epoch {epoch}: validation loss {row['val_loss']:.4f} ({parts}), best {best:.4f}")
+            both = f"fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}"
+            print(f"epoch {epoch}: validation loss {row['val_loss']:.4f} ({both}), best {best:.4f}")
         world.barrier()
 
 
