@@ -25,7 +25,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """`--help` with each option's default, where it has one, and the module's text as it is written."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
+        nothing = action.default is None or action.default is False or action.default == []
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
