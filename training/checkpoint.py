@@ -1,7 +1,8 @@
 """Checkpoints on disk: their names, what they hold, and how they are read without running code from them.
 
 Names  {prefix}DeepFakeClassifier_{encoder}_{fold}_{epoch}, as the winner's, and …_last for going on
-Hold   epoch, state_dict, bce_best, as the winner's, and config (all settings); …_last also the optimizer and the scaler
+Hold   epoch, state_dict, bce_best, as the winner's, and config (all settings), seed, parts (batches in a step, of all
+       processes); …_last also the optimizer and the scaler
        NAME.safetensors serves too: the weights, and the other entries as JSON in its metadata
 
 The published seven are in PyTorch's file format of before 1.6, have `module.` before each key, no settings, and a NumPy
