@@ -86,6 +86,11 @@ def test_steps_1_to_5_on_two_nodes_make_the_same_bytes(preprocessing, here, clus
     preprocessing.begin_anew()
     finish(*of(preprocessing, *RAY, cluster.address))
     assert preprocessing.made() == here
+    shutil.rmtree(preprocessing.work / "crops" / "bbbbbbbbbb2")
+    finish(
+        "preprocessing.02_extract_crops", "--root-dir", preprocessing.work, *RAY, cluster.address, "--max-failures", 1
+    )  # a step by itself, whose function is the started program's own
+    assert preprocessing.made() == here
 
 
 @with_ray
