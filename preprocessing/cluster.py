@@ -38,7 +38,7 @@ class Cluster:
         self._ray, self._gpus = _connect(address), gpus
         self._count = count or _room(self._ray.cluster_resources(), gpus)
         self._actor = self._ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(_Actor)
-        self._starting: dict = {}  # what its start will answer: an actor
+        self._starting: dict = {}  # what its start will answer: an actor, and whether it is new
         self._busy: dict = {}  # what its work will answer: an actor, and the item
         self._free: list = []
         self._failed_starts = 0
@@ -55,8 +55,7 @@ class Cluster:
         try:
             while left:
                 while len(self._starting) + len(self._free) + len(self._busy) < min(self._count, left):
-                    actor = self._actor.remote(self._gpus)
-                    self._starting[actor.start.remote()] = actor
+                    self._greet(self._actor.remote(self._gpus), new=True)
                 while self._free and (item := again.pop() if again else next(todo, None)) is not None:
                     actor = self._free.pop()
                     self._busy[actor.work.remote(task, item, limits, sees)] = actor, item
@@ -94,18 +93,24 @@ class Cluster:
         except self._ray.exceptions.RayError as error:
             print("a worker of the cluster was lost, its video is given to another", file=sys.stderr)
             self._ray.kill(actor)  # where it lives, but its answer was lost with another machine
+            for idle in self._free:  # which may be lost with it
+                self._greet(idle, new=False)
+            self._free.clear()
             return item, error
         self._free.append(actor)
         return item, outcome
 
+    def _greet(self, actor: object, new: bool) -> None:
+        self._starting[actor.start.remote()] = actor, new
+
     def _welcome(self, answer: object) -> None:
-        """An actor that was starting has started, or not."""
-        actor = self._starting.pop(answer)
+        """An actor has answered that it is there, or is lost."""
+        actor, new = self._starting.pop(answer)
         try:
             self._ray.get(answer)
         except self._ray.exceptions.RayError as error:
-            self._failed_starts += 1
-            if self._failed_starts == MOST_FAILED_STARTS:
+            self._failed_starts += new
+            if self._failed_starts >= MOST_FAILED_STARTS and not self._free and not self._busy:
                 raise MachineError(f"no worker of the cluster can start; all machines need this project at {ROOT} and its "
                                    f"requirements: {_last_line(error)}") from error  # fmt: skip
         else:
@@ -133,7 +138,7 @@ class _Actor:
         self._workers = Workers(1)
 
     def start(self) -> None:
-        """Answers when the actor is there."""
+        """Answers that the actor is there."""
 
     def work(self, task: Callable, item: object, limits: Limits, sees: Path) -> tuple:
         """Result and error of one item, one of them None."""

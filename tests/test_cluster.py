@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from inference import predict
+from preprocessing import run
 from preprocessing.cli import MachineError, UserError
 from preprocessing.cluster import _room
 from preprocessing.files import names_in
-from preprocessing.run import Where, map_videos, step_parser, where_of
+from preprocessing.run import Where, keep_workers, map_videos, step_parser, where_of
 from preprocessing.workers import Limits
 from tests.test_interruptions import Program, finish, start, write_more_videos
 from tests.test_run import behave
@@ -129,6 +130,26 @@ def test_limits_and_errors_are_those_of_one_machine(tmp_path, cluster):
     assert isinstance(got["disk"], MachineError) and isinstance(got["eat"], UserError)
     ((_, _, error),) = map_videos(len, ["abc"], where, "test", sees=tmp_path / "not there")
     assert isinstance(error, MachineError) and "system that all machines of the cluster share" in str(error)
+
+
+@with_ray
+@pytest.mark.slow
+def test_an_item_is_not_blamed_for_workers_that_were_lost_before_it_came(tmp_path, cluster, monkeypatch):
+    """Both die between two steps; one of them is given the next step's only item, and no third one may be."""
+    import ray
+
+    monkeypatch.setattr("preprocessing.cluster.MOST_LOSSES", 2)
+    where = Where(2, executor="ray", address=cluster.address)
+    with keep_workers(where):
+        assert {result for _, result, _ in map_videos(partial(behave, folder=tmp_path), ["a", "b"], where, "test")} == {
+            "a",
+            "b",
+        }
+        actors = run._kept[-1]._free
+        assert len(actors) == 2
+        for actor in actors:
+            ray.kill(actor)
+        assert list(map_videos(partial(behave, folder=tmp_path), ["c"], where, "test")) == [("c", "c", None)]
 
 
 @with_ray
