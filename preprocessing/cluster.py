@@ -55,7 +55,7 @@ class Cluster:
         try:
             while left:
                 while len(self._starting) + len(self._free) + len(self._busy) < min(self._count, left):
-                    self._greet(self._actor.remote(self._gpus), new=True)
+                    self._greet(self._actor.remote(self._gpus, Path.cwd()), new=True)
                 while self._free and (item := again.pop() if again else next(todo, None)) is not None:
                     actor = self._free.pop()
                     self._busy[actor.work.remote(task, item, limits, sees)] = actor, item
@@ -132,7 +132,9 @@ class Cluster:
 class _Actor:
     """What runs on the cluster: one worker process."""
 
-    def __init__(self, gpus: float):
+    def __init__(self, gpus: float, folder: Path):
+        """`folder`: where the program was started; relative paths mean the same here as there."""
+        self._folder = folder
         if not gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else every worker would take the machine's first GPU
         self._workers = Workers(1)
@@ -142,9 +144,11 @@ class _Actor:
 
     def work(self, task: Callable, item: object, limits: Limits, sees: Path) -> tuple:
         """Result and error of one item, one of them None."""
-        if not sees.exists():
-            return None, MachineError(f"the machine {socket.gethostname()} does not see {sees}; the data must be on a file "
-                                      "system that all machines of the cluster share, under one path")  # fmt: skip
+        for path in (self._folder, self._folder / sees):
+            if not path.exists():
+                return None, MachineError(f"the machine {socket.gethostname()} does not see {path}; the data must be on a file "
+                                          "system that all machines of the cluster share, under one path")  # fmt: skip
+        os.chdir(self._folder)
         ((_, result, error),) = self._workers.map(task, [item], limits)
         return result, error and ExceptionWithTraceback(error, error.__traceback__)
 

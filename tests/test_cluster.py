@@ -1,6 +1,7 @@
 """On a Ray cluster of two nodes: the same bytes as on this machine, also when a node is lost; limits and errors as there."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -47,13 +48,16 @@ def test_there_is_a_worker_for_each_processor_or_share_of_a_gpu():
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A Ray cluster of two nodes of one processor each, and a head without any."""
+def cluster(tmp_path_factory):
+    """A Ray cluster of two nodes of one processor each, and a head without any, started in another folder."""
     from ray.cluster_utils import Cluster
 
+    here = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         made.add_node(num_cpus=1)
+    os.chdir(here)
     yield made
     made.shutdown()
 
@@ -105,7 +109,7 @@ def test_prediction_on_two_nodes_writes_the_same_tables(dfdc, checkpoints, tmp_p
     (videos / "text.mp4").write_text("no video")
     program = Program(tmp_path / "none", tmp_path / "out", "inference.predict", "--test-dir", videos, "--output",
                       tmp_path / "out/s.csv", "--faces-csv", tmp_path / "out/faces.csv", "--report", tmp_path / "out/report",
-                      "--grad-cam", 2, "--weights-dir", checkpoints, "--models", "one", "two", "--device", "cpu", "--workers",
+                      "--grad-cam", 2, "--weights-dir", os.path.relpath(checkpoints), "--models", "one", "two", "--device", "cpu", "--workers",
                       0)  # fmt: skip
     (tmp_path / "none").mkdir()
     assert predict.main([str(word) for word in program.arguments[1:]]) == 0
