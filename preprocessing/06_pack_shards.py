@@ -26,9 +26,9 @@ import numpy as np
 
 from preprocessing.cli import UserError, positive_int, run_main
 from preprocessing.dfdc import folds_file, index_file
-from preprocessing.files import TABLE, whole_file, write_csv, writing
+from preprocessing.files import TABLE, whole_file, write_csv
 from preprocessing.run import run_step, step_parser
-from preprocessing.table import COLUMNS, PLACE, Crops, read_crops
+from preprocessing.table import COLUMNS, PLACE, TEXTS, Crops, read_crops
 
 SHARD_CROPS = 2000  # some 250 MB of DFDC's, landmarks and diffs included
 
@@ -63,13 +63,13 @@ def plan_shards(crops: Crops, folder: Path, shard_crops: int) -> list[Shard]:
     return shards
 
 
-def pack_shard(shard: Shard, root: Path) -> None:
-    """Write one shard and then its index.
+def pack_shard(shard: Shard, root: Path, digest: str) -> None:
+    """Write one shard of the folds.csv with this digest, and then its index.
 
     Raises:
         UserError: a crop is not there any more.
     """
-    crops = _read_crops(root)
+    crops = _read_crops(root, digest)
     mine = _rows_of(crops, shard.fold, shard.label)[shard.number * shard.crops :][: shard.crops]
     rows = []
     with whole_file(shard.tar) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -97,7 +97,7 @@ def _files(crops: Crops, row: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _value(crops: Crops, column: str, row: int) -> str | int:
-    return crops.name(column, row) if column in ("video", "file", "original") else int(crops[column][row])
+    return crops.name(column, row) if column in TEXTS else int(crops[column][row])
 
 
 def _rows_of(crops: Crops, fold: int, label: int) -> np.ndarray:
@@ -105,8 +105,8 @@ def _rows_of(crops: Crops, fold: int, label: int) -> np.ndarray:
 
 
 @cache
-def _read_crops(root: Path) -> Crops:
-    """Once in each worker, instead of the rows of each shard with each."""
+def _read_crops(root: Path, digest: str) -> Crops:
+    """Once in each worker and for each state of folds.csv, instead of the rows of each shard with each."""
     return read_crops(root)
 
 
@@ -114,26 +114,16 @@ def _begin(folder: Path, made_from: dict) -> None:
     """Forget shards that were made of another folds.csv or at another size."""
     note = folder / "made_from.json"
     if not note.exists() or json.loads(note.read_text()) != made_from:
-        with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         with whole_file(note) as temporary:
             temporary.write_text(json.dumps(made_from))
 
 
-def _write_index(path: Path, shards: list[Shard]) -> int:
-    """One table of the shards' own. Returns its number of crops."""
-
-    def rows() -> Iterator[list[str]]:
-        nonlocal count
-        for shard in shards:
-            with open(shard.path, **TABLE) as file:
-                for row in list(csv.reader(file))[1:]:
-                    count += 1
-                    yield row
-
-    count = 0
-    write_csv(path, COLUMNS + PLACE, rows())
-    return count
+def _index_rows(shards: list[Shard]) -> Iterator[list[str]]:
+    """The rows of the shards' own tables."""
+    for shard in shards:
+        with open(shard.path, **TABLE) as file:
+            yield from list(csv.reader(file))[1:]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,10 +136,16 @@ def main(argv: list[str] | None = None) -> int:
     _begin(index.parent, {"folds.csv": digest, "shard_crops": options.shard_crops})
     shards = plan_shards(crops, index.parent, options.shard_crops)
     status = run_step(
-        partial(pack_shard, root=root), shards, lambda shard: shard.path, options, "6 pack shards", unit="shard"
+        partial(pack_shard, root=root, digest=digest),
+        shards,
+        lambda shard: shard.path,
+        options,
+        "6 pack shards",
+        unit="shard",
     )
     if all(shard.path.exists() for shard in shards):
-        print(f"6 pack shards: {_write_index(index, shards)} crops in {len(shards)} shards, listed in {index}")
+        write_csv(index, COLUMNS + PLACE, _index_rows(shards))
+        print(f"6 pack shards: {len(crops)} crops in {len(shards)} shards, listed in {index}")
     return status
 
 

@@ -101,8 +101,8 @@ def read_crops(root: Path, form: str = "files") -> Crops:
         with open(path, **TABLE) as file:
             parts = list(_chunks(csv.reader(file), KINDS | (PLACE_KINDS if packed else {}), names))
     except OSError as error:
-        form = " --format wds" if packed else ""
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run ./preprocess_data.sh {root}{form}") from error
+        option = " --format wds" if packed else ""
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run ./preprocess_data.sh {root}{option}") from error
     except (ValueError, OverflowError, csv.Error) as error:
         raise UserError(f"{path}: {error}; run preprocessing step {step} again") from error
     if not parts:
@@ -122,8 +122,11 @@ def _chunks(reader, kinds: dict[str, str], names: dict[str, dict[str, int]]) -> 
         raise ValueError(f"lacks the column {', '.join(missing)}")
     line = 1
     while chunk := list(islice(reader, CHUNK)):
+        if not (filled := [row for row in chunk if row]):  # blank lines only
+            line += len(chunk)
+            continue
         try:
-            columns = dict(zip(header, zip(*filter(None, chunk), strict=True)))
+            columns = dict(zip(header, zip(*filled, strict=True)))
             rows = np.empty(len(columns["video"]), [*kinds.items()])
             for column in kinds:
                 if column in TEXTS:

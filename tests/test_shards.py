@@ -13,7 +13,8 @@ import pytest
 
 from preprocessing.__main__ import PACKING, main
 from preprocessing.cli import UserError
-from preprocessing.table import read_crops
+from preprocessing.files import write_csv
+from preprocessing.table import COLUMNS, read_crops
 from tests.test_interruptions import train_data
 from tests.test_train import SMALL, arguments, metrics
 from training import train
@@ -154,6 +155,17 @@ def test_what_is_packed_is_kept_until_folds_csv_changes(packed, tmp_path, capsys
     assert f"{lost['video']}/{lost['file']}: cannot be read" in capsys.readouterr().err
     with pytest.raises(UserError, match="--format wds"):
         read_crops(root, "wds")
+
+
+def test_the_same_process_packs_what_folds_csv_says_now(tmp_path):
+    """A second folds.csv with fewer crops in another order."""
+    (tmp_path / "crops" / "a").mkdir(parents=True)
+    for frame in range(6):
+        (tmp_path / "crops" / "a" / f"{frame}_0.png").write_bytes(b"any")
+    for frames in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2]):
+        write_csv(tmp_path / "folds.csv", COLUMNS, [["a", f"{frame}_0.png", 0, "a", frame, 0] for frame in frames])
+        assert pack(["--root-dir", str(tmp_path), "--workers", "0", "--shard-crops", "3"]) == 0
+        assert read_crops(tmp_path, "wds")["frame"].tolist() == frames
 
 
 def test_a_damaged_shard_counts_as_broken_crops(packed, tmp_path):

@@ -46,6 +46,12 @@ def test_every_row_is_that_of_the_csv_module(tmp_path):
     assert [some.name("video", row) for row in range(len(some))] == wanted
 
 
+def test_blank_lines_are_no_rows(tmp_path):
+    """More of them than are read at a time."""
+    (tmp_path / "folds.csv").write_text(",".join(COLUMNS) + "\n" * (2 * table.CHUNK) + "a,0_0.png,1,a,0,0\n")
+    assert len(read_crops(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("bad, words", [
     ("a,0_0.png,x,a,0,0", "invalid literal"), ("a,0_0.png,1,a,0", "5 values for 6 columns"), ("a,0_0.png,1,a,0,99999", "99999"),
 ])  # fmt: skip

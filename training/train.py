@@ -111,8 +111,8 @@ class Trainer:
                 values.append(torch.stack(losses).tolist())  # one wait for the GPU, not three
                 if not number:
                     self._count_skips()
-                if not math.isfinite(values[-1][0]) or self._in_a_row > MOST_SKIPS:
-                    finite = math.isfinite(values[-1][0])
+                finite = math.isfinite(values[-1][0])
+                if not finite or self._in_a_row > MOST_SKIPS:
                     what = "the gradients are not finite" if finite else f"the loss is {values[-1][0]}"
                     raise NotFinite(f"{what} at iteration {iteration}; lower learning_rate, or set precision to bfloat16")
                 self.scaler.scale(losses[0] / len(batches)).backward()
@@ -203,7 +203,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
         if world.is_main:
             print(f"{last}: all {config.epochs} epochs are done")
         return
-    parts = resumed.get("parts", world.size * config.accumulate) if resumed else world.size * config.accumulate
+    parts = (resumed or {}).get("parts", world.size * config.accumulate)
     accumulate = _share_parts(parts, config.batch_size, world.size)
     trainer = Trainer.build(config, world, "none" if resumed else config.pretrained, options.seed, accumulate)
     start, best = 0, math.inf
@@ -307,7 +307,7 @@ def _find_resume(options: argparse.Namespace, last: Path, config: Config, world:
     if not {"optimizer", "scaler", "config", "seed"} <= checkpoint.keys():
         raise UserError(f"{path}: holds no optimizer; give a checkpoint whose name ends with _last")
     before, now = checkpoint["config"] | {"seed": checkpoint["seed"]}, config.model_dump() | {"seed": options.seed}
-    changed = [key for key in now if before.get(key, 1) != now[key] and key not in ("epochs", "accumulate")]
+    changed = [key for key in now if before.get(key) != now[key] and key not in ("epochs", "accumulate")]
     if changed:
         raise UserError(
             f"{path} was made with another {', '.join(changed)} ({before.get(changed[0])}, now {now[changed[0]]}); "
