@@ -58,6 +58,32 @@ def timed(way: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def in_a_new_process(work) -> tuple[object, float, float]:
+    """What it returns, its seconds, and how many MiB it added to the process at most."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure, args=(work, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()
+
+
+def _measure(work, pipe) -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, without that of the imports
+    before, start = _status("VmRSS"), time.perf_counter()
+    result = work()
+    pipe.send((result, time.perf_counter() - start, _status("VmHWM") - before))
+
+
+def _status(key: str) -> float:
+    """A line of this process's status, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
 def report(benchmark: str, rows: list[dict], **facts: object) -> None:
     """Print rows as a Markdown table, then everything as one JSON line."""
     header = list(rows[0])

@@ -12,16 +12,14 @@ import os
 import random
 import sys
 import tempfile
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import report
+from benchmarks.measure import in_a_new_process, report
 from preprocessing.cli import make_parser, positive_int
 from preprocessing.dfdc import boxes_file, crops_folder, read_dataset
 from preprocessing.table import read_crops
@@ -61,10 +59,10 @@ def make_tree(root: Path, videos: int, crops: int) -> None:
             os.close(os.open(folder / f"{10 * frame}_0.png", os.O_CREAT))
 
 
-def run_step(number: int, root: Path) -> None:
-    step = import_module("preprocessing." + ("01_detect_faces", "05_make_folds")[number > 1])
+def run_step(step: str, root: Path) -> None:
+    """Without its output."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        step.main(["--root-dir", str(root), *(["--workers", "0"] if number == 1 else [])])
+        import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "0"])
 
 
 class Blank(TrainingCrops):
@@ -93,32 +91,6 @@ def _private(process: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 
-def in_a_new_process(work) -> tuple[object, float, float]:
-    """What it returns, its seconds, and how many MiB it added to the process at most."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_measure, args=(work, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    finally:
-        process.join()
-
-
-def _measure(work, pipe) -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, without that of the imports
-    before, start = _status("VmRSS"), time.perf_counter()
-    result = work()
-    pipe.send((result, time.perf_counter() - start, _status("VmHWM") - before))
-
-
-def _status(key: str) -> float:
-    """A line of this process's status, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
-
-
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--videos", type=positive_int, default=119_146, help="DFDC's training videos")
@@ -128,8 +100,8 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_tree(root, options.videos, options.crops)
-        ways = {"read the metadata": partial(_count_videos, root), "step 1, all done": partial(run_step, 1, root),
-                "step 5, folds.csv": partial(run_step, 5, root), "read folds.csv": partial(_count_crops, root)}  # fmt: skip
+        ways = {"read the metadata": partial(_count_videos, root), "step 1, all done": partial(run_step, "01_detect_faces", root),
+                "step 5, folds.csv": partial(run_step, "05_make_folds", root), "read folds.csv": partial(_count_crops, root)}  # fmt: skip
         for way, work in ways.items():
             _, seconds, memory = in_a_new_process(work)
             rows.append({"what": way, "seconds": round(seconds, 1), "memory added in MiB": round(memory)})

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
-from benchmarks.measure import report
-from benchmarks.scale import in_a_new_process
+from benchmarks.measure import in_a_new_process, report
 from preprocessing.cli import make_parser, positive_int, share
 from preprocessing.crops import write_array, write_image
 from preprocessing.dfdc import crops_folder, diffs_folder, folds_file, landmarks_folder
