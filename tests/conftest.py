@@ -1,6 +1,9 @@
 """Fixtures that several files of tests use, and the order: fast tests first."""
 
+import csv
+import importlib
 import os
+import shutil
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -45,9 +48,6 @@ def dfdc(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def preprocessed(dfdc, tmp_path_factory) -> Path:
     """The same after steps 1 to 5. Copy it to change it."""
-    import importlib
-    import shutil
-
     root = tmp_path_factory.mktemp("preprocessed") / "data"
     shutil.copytree(dfdc, root)
     for step in STEPS:
@@ -55,6 +55,18 @@ def preprocessed(dfdc, tmp_path_factory) -> Path:
         assert (
             importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "0", *options]) == 0
         )
+    return root
+
+
+@pytest.fixture(scope="session")
+def train_data(preprocessed, tmp_path_factory) -> Path:
+    """The same with part 0 in two folds, so that there are fakes to train on and to validate on. Copy it to change it."""
+    root = shutil.copytree(preprocessed, tmp_path_factory.mktemp("train") / "data")
+    with open(root / "folds.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]
+    with open(root / "folds.csv", "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
     return root
 
 

@@ -143,16 +143,6 @@ def program(request, tmp_path_factory) -> Program:
                    "cpu")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def train_data(preprocessed, tmp_path_factory) -> Path:
-    """The small data set with its part 0 in two folds."""
-    root = shutil.copytree(preprocessed, tmp_path_factory.mktemp("train") / "data")
-    lines = (root / "folds.csv").read_text().splitlines()
-    lines += [f"{line[:-1]}2" for line in lines[1:] if line.endswith(",0")]
-    (root / "folds.csv").write_text("\n".join(lines) + "\n")
-    return root
-
-
 def training(data: Path, work: Path, *settings: str) -> list:
     return ["--config", "configs/demo.yaml", "--data-dir", data, "--output-dir", work / "weights", "--logdir", work / "logs",
             "--seed", "5", "--workers", "0", "--device", "cpu", "--set", *SMALL, *settings]  # fmt: skip

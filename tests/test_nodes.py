@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_interruptions import content, train_data
+from tests.test_interruptions import content
 from tests.test_run import hear_ctrl_c
 from tests.test_train import SMALL
 from training.checkpoint import load_checkpoint
 
-__all__ = ["train_data"]
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 NAME = "5_DeepFakeClassifier_tf_efficientnet_b0_ns_0"

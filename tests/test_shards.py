@@ -15,14 +15,12 @@ from preprocessing.__main__ import PACKING, main
 from preprocessing.cli import UserError
 from preprocessing.files import write_csv
 from preprocessing.table import COLUMNS, read_crops
-from tests.test_interruptions import train_data
 from tests.test_train import SMALL, arguments, metrics
 from training import train
 from training.config import Config
 from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops, by_turns
 from training.samples import Sample
 
-__all__ = ["train_data"]
 pack = importlib.import_module(f"preprocessing.{PACKING}").main
 
 

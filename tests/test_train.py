@@ -1,4 +1,4 @@
-"""Training on a small made data set: what is written, resume bit for bit, two processes under torchrun."""
+"""Training on a small made data set: what is written, resume bit for bit, what stops a run. Several processes: test_nodes.py."""
 
 import csv
 import os
@@ -31,18 +31,6 @@ SMALL = ["input.size=32", "epochs=3", "batches_per_epoch=4", "batch_size=4", "ma
 NAME = "5_DeepFakeClassifier_tf_efficientnet_b0_ns_0"
 
 
-@pytest.fixture(scope="module")
-def data(preprocessed, tmp_path_factory):
-    """The small data set with its part 0 in two folds, so that there are fakes to train on and to validate on."""
-    root = shutil.copytree(preprocessed, tmp_path_factory.mktemp("train") / "data")
-    with open(root / "folds.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-    rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]
-    with open(root / "folds.csv", "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return root
-
-
 def arguments(data, out, *options):
     return ["--config", str(ROOT / "configs/demo.yaml"), "--data-dir", str(data), "--output-dir", str(out / "weights"),
             "--logdir", str(out / "logs"), "--seed", "5", "--workers", "0", "--device", "cpu", *options]  # fmt: skip
@@ -53,9 +41,9 @@ def run(data, out, *settings, options=()):
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
+def trained(train_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
-    assert run(data, out) == 0
+    assert run(train_data, out) == 0
     return out
 
 
@@ -97,7 +85,7 @@ def test_curves_are_the_columns_of_metrics_csv(trained):
     assert _points([{"epoch": "0", "a": ""}, {"epoch": "1", "a": "2.5"}, {"epoch": 2}], "a") == ([1], [2.5])
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_training_ends_with_the_same_weights(trained, train_data, tmp_path, monkeypatch, capsys):
     """Stopped in the second epoch, after a checkpoint that _last does not know of: bit for bit the same in the end."""
     real, steps = train.Trainer.step, []
 
@@ -109,9 +97,9 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.Trainer, "step", stop)
-        run(data, tmp_path)
+        run(train_data, tmp_path)
     assert [path.name for path in sorted((tmp_path / "weights").iterdir())] == [f"{NAME}_0", f"{NAME}_last"]
-    assert run(data, tmp_path) == 0
+    assert run(train_data, tmp_path) == 0
     assert "going on after epoch 0" in capsys.readouterr().out
     for end in ("1", "2", "last"):
         one, two = (load_checkpoint(out / "weights" / f"{NAME}_{end}") for out in (trained, tmp_path))
@@ -119,20 +107,20 @@ def test_an_interrupted_training_ends_with_the_same_weights(trained, data, tmp_p
     drop = ("images_per_second",)
     assert [{k: v for k, v in row.items() if k not in drop} for row in metrics(tmp_path)] == [
         {k: v for k, v in row.items() if k not in drop} for row in metrics(trained)]  # fmt: skip
-    assert run(data, tmp_path) == 0
+    assert run(train_data, tmp_path) == 0
     assert "all 3 epochs are done" in capsys.readouterr().out
 
 
-def test_loader_processes_change_nothing(trained, data, tmp_path):
-    assert run(data, tmp_path, options=("--workers", "1")) == 0
+def test_loader_processes_change_nothing(trained, train_data, tmp_path):
+    assert run(train_data, tmp_path, options=("--workers", "1")) == 0
     same(*(load_checkpoint(out / "weights" / f"{NAME}_2")["state_dict"] for out in (trained, tmp_path)))
 
 
-def test_other_settings_do_not_go_on(trained, data, tmp_path):
+def test_other_settings_do_not_go_on(trained, train_data, tmp_path):
     with pytest.raises(UserError, match="another learning_rate .0.05, now 0.1.*--prefix.*--resume none"):
-        run(data, trained, "learning_rate=0.1")
+        run(train_data, trained, "learning_rate=0.1")
     with pytest.raises(UserError, match="holds no optimizer.*_last"):
-        run(data, tmp_path, options=("--resume", str(trained / "weights" / f"{NAME}_0")))
+        run(train_data, tmp_path, options=("--resume", str(trained / "weights" / f"{NAME}_0")))
 
 
 def test_a_step_is_shared_by_fewer_processes_or_not_at_all():
@@ -166,7 +154,7 @@ BATCH_OF_TWO_KINDS = {
 }
 
 
-def test_a_step_is_sgd_with_clipped_gradients_by_hand(data, tmp_path):
+def test_a_step_is_sgd_with_clipped_gradients_by_hand(train_data, tmp_path):
     """One step of plain formulas on a copy of the network: balanced loss, norm clipped to 1, Nesterov, weight decay."""
     config = load_config(ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0"])
     torch.manual_seed(0)
@@ -193,8 +181,8 @@ def test_a_step_is_sgd_with_clipped_gradients_by_hand(data, tmp_path):
     torch.testing.assert_close(after["encoder.classifier.weight"], before["encoder.classifier.weight"], rtol=0, atol=0)
 
 
-def test_broken_crops_are_counted_and_too_many_stop_the_run(data, tmp_path):
-    root = shutil.copytree(data, tmp_path / "data")
+def test_broken_crops_are_counted_and_too_many_stop_the_run(train_data, tmp_path):
+    root = shutil.copytree(train_data, tmp_path / "data")
     victims = sorted((root / "crops").glob("*/0_0.png"))
     for path in victims:
         path.write_bytes(b"")
@@ -203,27 +191,27 @@ def test_broken_crops_are_counted_and_too_many_stop_the_run(data, tmp_path):
     with pytest.raises(UserError, match="not an image"):  # the validation fold's own
         run(root, tmp_path / "b", "max_broken_crops=1")
     for path in victims:
-        shutil.copy(data / path.relative_to(root), path)
+        shutil.copy(train_data / path.relative_to(root), path)
     # now only a crop of fold 1, which is never validated on
     next((root / "crops").glob("cccccccccc/10_1.png")).write_bytes(b"")
     assert run(root, tmp_path / "c", "max_broken_crops=1", "epochs=1", "batches_per_epoch=10") == 0
     assert int(metrics(tmp_path / "c")[0]["broken_crops"]) > 0
 
 
-def test_an_unreadable_validation_crop_is_one_line_also_from_a_loader_process(data, tmp_path):
-    root = shutil.copytree(data, tmp_path / "data")
+def test_an_unreadable_validation_crop_is_one_line_also_from_a_loader_process(train_data, tmp_path):
+    root = shutil.copytree(train_data, tmp_path / "data")
     (root / "crops" / REAL / "0_0.png").write_bytes(b"no image")
     with pytest.raises(UserError) as error:
         run(root, tmp_path / "out", "max_broken_crops=1", options=("--workers", "1"))
     assert re.fullmatch(rf"{root}/crops/{REAL}/0_0.png: not an image; delete the folder .*", str(error.value))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_crops(data, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_crops(train_data, tmp_path):
     with pytest.raises(UserError, match="the loss is (nan|inf) at iteration .* lower learning_rate.*bad_batch_0.csv"):
-        run(data, tmp_path, "learning_rate=1e30", "clip_gradient_norm=1e30")
+        run(train_data, tmp_path, "learning_rate=1e30", "clip_gradient_norm=1e30")
     with open(tmp_path / "logs" / NAME / "bad_batch_0.csv", newline="") as file:
         listed = list(csv.DictReader(file))
-    training, _ = split_crops(read_crops(data), 0, 10)
+    training, _ = split_crops(read_crops(train_data), 0, 10)
     sampler = BalancedSampler(training["label"], 16, 5)
     batches = [list(sampler)[start : start + 4] for start in range(0, 16, 4)]
     assert [(int(row["row"]), int(row["seed"])) for row in listed] in batches
