@@ -25,7 +25,9 @@ import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 SIZE = 380
-JPEG, NOISE, BLUR, FLIP, RESIZE, PAD, COLOUR, GREY, GEOMETRY = range(9)  # the winner's list, in its order
+JPEG, NOISE, BLUR, FLIP, RESIZE, PAD, COLOUR, GREY, GEOMETRY = range(
+    9
+)  # the winner's list, in its order
 BRIGHTNESS, PCA, HUE = range(3)  # inside COLOUR
 LEAST_P = 0.001
 
@@ -50,27 +52,44 @@ class Transform2020:
             A.GaussianBlur(blur_limit=3, p=0.05),
             A.HorizontalFlip(),
             A.OneOf([Resize(*flags) for flags in RESIZES], p=1),
-            A.PadIfNeeded(min_height=size, min_width=size, border_mode=cv2.BORDER_CONSTANT),
-            A.OneOf([A.RandomBrightnessContrast(), A.FancyPCA(), A.HueSaturationValue()], p=0.7),
+            A.PadIfNeeded(
+                min_height=size, min_width=size, border_mode=cv2.BORDER_CONSTANT
+            ),
+            A.OneOf(
+                [A.RandomBrightnessContrast(), A.FancyPCA(), A.HueSaturationValue()],
+                p=0.7,
+            ),
             A.ToGray(p=0.2),
             A.ShiftScaleRotate(
-                shift_limit=0.1, scale_limit=0.2, rotate_limit=10, border_mode=cv2.BORDER_CONSTANT, p=0.5
+                shift_limit=0.1,
+                scale_limit=0.2,
+                rotate_limit=10,
+                border_mode=cv2.BORDER_CONSTANT,
+                p=0.5,
             ),
-        ]  # fmt: skip
+        ]
 
     def seed(self, seed):
-        random.seed(seed + 10**6)  # other seeds than ours, or both would make the same decisions
+        random.seed(
+            seed + 10**6
+        )  # other seeds than ours, or both would make the same decisions
         np.random.seed(seed + 10**6)
 
 
-RESIZES = [(cv2.INTER_AREA, cv2.INTER_CUBIC), (cv2.INTER_AREA, cv2.INTER_LINEAR), (cv2.INTER_LINEAR, cv2.INTER_LINEAR)]
+RESIZES = [
+    (cv2.INTER_AREA, cv2.INTER_CUBIC),
+    (cv2.INTER_AREA, cv2.INTER_LINEAR),
+    (cv2.INTER_LINEAR, cv2.INTER_LINEAR),
+]
 
 
 def resize(image, size, down, up):
     """The longer side to `size`."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
-    shape = (size, int(height * scale)) if width > height else (int(width * scale), size)
+    shape = (
+        (size, int(height * scale)) if width > height else (int(width * scale), size)
+    )
     return cv2.resize(image, shape, interpolation=up if scale > 1 else down)
 
 
@@ -91,7 +110,9 @@ def portrait_crops(count):
     for _ in range(count):
         (height, width), (top, left) = draw.randint(150, 421, 2), draw.randint(0, 60, 2)
         left = min(left + 80, 512 - width)
-        cuts.append(np.ascontiguousarray(portrait[top : top + height, left : left + width]))
+        cuts.append(
+            np.ascontiguousarray(portrait[top : top + height, left : left + width])
+        )
     return cuts
 
 
@@ -99,40 +120,121 @@ def measure(transform, crops):
     """Every figure of a list of transforms: name → one value for each crop that has one."""
     figures = {}
     squares = [to_square(crop) for crop in crops]
-    names = ["JPEG", "noise", "blur", "flip", "resize", "padding", "colour", "grey", "shift/scale/turn"]
+    names = [
+        "JPEG",
+        "noise",
+        "blur",
+        "flip",
+        "resize",
+        "padding",
+        "colour",
+        "grey",
+        "shift/scale/turn",
+    ]
     for number, name in enumerate(names):
         step, images = transform.steps[number], crops if number < PAD else squares
         if number not in (RESIZE, PAD):
             results = apply(transform, step, images)
-            figures[f"{name}: share changed"] = [int((a != b).any()) for a, b in zip(images, results)]
+            figures[f"{name}: share changed"] = [
+                int((a != b).any()) for a, b in zip(images, results)
+            ]
     figures |= colour_shares(transform, squares)
-    always = lambda step, images: apply(transform, step, images, p=1)  # noqa: E731
+    always = lambda step, images: apply(transform, step, images, p=1)
     colours = choices(transform.steps[COLOUR])
     for name, step, images, measures in (
-        ("JPEG", transform.steps[JPEG], crops, {"quality": jpeg_quality, "mean absolute change": mean_change}),
-        ("noise", transform.steps[NOISE], crops, {
-            "standard deviation": lambda a, b: noise(a, b).std(), "mean": lambda a, b: noise(a, b).mean(),
-            "share of pixels unchanged": lambda a, b: (noise(a, b) == 0).mean()}),
-        ("blur", transform.steps[BLUR], crops, {"high frequencies left": high_frequencies_left}),
-        ("resize", transform.steps[RESIZE], crops, {
-            "share enlarged by cubic, not linear": lambda a, b: resized_as_first(a, b, 1, range(1, SIZE)),
-            "share shrunk by area, not linear": lambda a, b: resized_as_first(a, b, 2, range(SIZE + 1, 9999))}),
-        ("brightness/contrast", colours[BRIGHTNESS], squares, {
-            "gain": lambda a, b: gain_and_offset(a, b)[0], "offset": lambda a, b: gain_and_offset(a, b)[1]}),
-        ("PCA", colours[PCA], squares, {
-            f"shift of {c}": lambda a, b, n=n: np.median(b[..., n].astype(int)[inside(a)] - a[..., n][inside(a)])
-            for n, c in enumerate(("red", "green", "blue"))}),
-        ("hue", colours[HUE], squares, {
-            **{f"shift of {c}": lambda a, b, n=n: hsv_shift(a, b)[n] for n, c in enumerate(("hue", "saturation", "value"))},
-            "padding's largest value": lambda a, b: None if a[0].any() else b[0].max()}),
-        ("shift/scale/turn", transform.steps[GEOMETRY], [coordinates()] * len(crops), {
-            c: lambda a, b, n=n: affine(b)[n] for n, c in
-            enumerate(("scale", "turn, degrees", "shift x, share of the side", "shift y", "border value"))}),
-    ):  # fmt: skip
+        (
+            "JPEG",
+            transform.steps[JPEG],
+            crops,
+            {"quality": jpeg_quality, "mean absolute change": mean_change},
+        ),
+        (
+            "noise",
+            transform.steps[NOISE],
+            crops,
+            {
+                "standard deviation": lambda a, b: noise(a, b).std(),
+                "mean": lambda a, b: noise(a, b).mean(),
+                "share of pixels unchanged": lambda a, b: (noise(a, b) == 0).mean(),
+            },
+        ),
+        (
+            "blur",
+            transform.steps[BLUR],
+            crops,
+            {"high frequencies left": high_frequencies_left},
+        ),
+        (
+            "resize",
+            transform.steps[RESIZE],
+            crops,
+            {
+                "share enlarged by cubic, not linear": lambda a, b: resized_as_first(
+                    a, b, 1, range(1, SIZE)
+                ),
+                "share shrunk by area, not linear": lambda a, b: resized_as_first(
+                    a, b, 2, range(SIZE + 1, 9999)
+                ),
+            },
+        ),
+        (
+            "brightness/contrast",
+            colours[BRIGHTNESS],
+            squares,
+            {
+                "gain": lambda a, b: gain_and_offset(a, b)[0],
+                "offset": lambda a, b: gain_and_offset(a, b)[1],
+            },
+        ),
+        (
+            "PCA",
+            colours[PCA],
+            squares,
+            {
+                f"shift of {c}": lambda a, b, n=n: np.median(
+                    b[..., n].astype(int)[inside(a)] - a[..., n][inside(a)]
+                )
+                for n, c in enumerate(("red", "green", "blue"))
+            },
+        ),
+        (
+            "hue",
+            colours[HUE],
+            squares,
+            {
+                **{
+                    f"shift of {c}": lambda a, b, n=n: hsv_shift(a, b)[n]
+                    for n, c in enumerate(("hue", "saturation", "value"))
+                },
+                "padding's largest value": lambda a, b: (
+                    None if a[0].any() else b[0].max()
+                ),
+            },
+        ),
+        (
+            "shift/scale/turn",
+            transform.steps[GEOMETRY],
+            [coordinates()] * len(crops),
+            {
+                c: lambda a, b, n=n: affine(b)[n]
+                for n, c in enumerate(
+                    (
+                        "scale",
+                        "turn, degrees",
+                        "shift x, share of the side",
+                        "shift y",
+                        "border value",
+                    )
+                )
+            },
+        ),
+    ):
         results = always(step, images)
         for figure, function in measures.items():
             values = [function(a, b) for a, b in zip(images, results)]
-            figures[f"{name}: {figure}"] = [float(f"{value:.4g}") for value in values if value is not None]
+            figures[f"{name}: {figure}"] = [
+                float(f"{value:.4g}") for value in values if value is not None
+            ]
     return figures
 
 
@@ -141,9 +243,14 @@ def digests(transform, crops):
     small = [np.ascontiguousarray(crop[:SIZE, :SIZE]) for crop in crops]
     return {
         name: [
-            hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in apply(transform, transform.steps[step], images, p=1)
+            hashlib.sha256(image.tobytes()).hexdigest()[:8]
+            for image in apply(transform, transform.steps[step], images, p=1)
         ]
-        for name, step, images in (("flip", FLIP, crops), ("padding", PAD, small), ("grey", GREY, crops))
+        for name, step, images in (
+            ("flip", FLIP, crops),
+            ("padding", PAD, small),
+            ("grey", GREY, crops),
+        )
     }
 
 
@@ -184,7 +291,10 @@ def colour_shares(transform, squares):
     apply(transform, step, squares, p=1)
     inner[:] = before
     names = ("brightness/contrast", "PCA", "hue")
-    return {f"colour: share of {name}": [int(number == n) for number in taken] for n, name in enumerate(names)}
+    return {
+        f"colour: share of {name}": [int(number == n) for number in taken]
+        for n, name in enumerate(names)
+    }
 
 
 def to_square(crop):
@@ -229,7 +339,10 @@ def resized_as_first(before, after, other, longest):
     """Whether a crop whose longest side is in the range was resized as RESIZES[0] does rather than RESIZES[other]."""
     if max(before.shape[:2]) not in longest:
         return None
-    apart = [np.abs(resize(before, SIZE, *RESIZES[n]).astype(int) - after).mean() for n in (0, other)]
+    apart = [
+        np.abs(resize(before, SIZE, *RESIZES[n]).astype(int) - after).mean()
+        for n in (0, other)
+    ]
     return int(apart[0] < apart[1])
 
 
@@ -241,12 +354,16 @@ def inside(square):
 def gain_and_offset(before, after):
     """Least squares over values that were not clipped; offset in grey levels."""
     kept = (after > 0) & (after < 255) & (before > 0)
-    return np.polyfit(before[kept][::7].astype(float), after[kept][::7].astype(float), 1)
+    return np.polyfit(
+        before[kept][::7].astype(float), after[kept][::7].astype(float), 1
+    )
 
 
 def hsv_shift(before, after):
     """Median shift of hue (in half degrees), saturation and value where all three can be told."""
-    one, two = (cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int) for image in (before, after))
+    one, two = (
+        cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int) for image in (before, after)
+    )
     told = (one[..., 1:] > 60).all(axis=2) & (one[..., 1:] < 195).all(axis=2)
     if told.sum() < 500:
         return None, None, None
@@ -263,15 +380,24 @@ def coordinates():
 
 def affine(after):
     """Scale, turn in degrees, shifts as shares of the side, and the border's largest value, read from `coordinates`."""
-    y, x = np.nonzero((after[..., 2] == 255) & (np.add(*np.mgrid[:SIZE, :SIZE]) % 5 == 0))
+    y, x = np.nonzero(
+        (after[..., 2] == 255) & (np.add(*np.mgrid[:SIZE, :SIZE]) % 5 == 0)
+    )
     source = after[y, x, :2] * 2.0 + 0.5
     target = np.stack([x, y, np.ones_like(x)], axis=1)
-    matrix = np.linalg.lstsq(target, source, rcond=None)[0].T  # (2, 3): from the result's pixels to the image's
+    matrix = np.linalg.lstsq(target, source, rcond=None)[
+        0
+    ].T  # (2, 3): from the result's pixels to the image's
     centre = np.array([SIZE / 2, SIZE / 2])
     shift = (np.linalg.solve(matrix[:, :2], centre - matrix[:, 2]) - centre) / SIZE
     scale = 1 / math.sqrt(np.linalg.det(matrix[:, :2]))
     border = after[after[..., 2] == 0]
-    return scale, math.degrees(math.atan2(matrix[0, 1], matrix[0, 0])), *shift, border.max() if len(border) else None
+    return (
+        scale,
+        math.degrees(math.atan2(matrix[0, 1], matrix[0, 0])),
+        *shift,
+        border.max() if len(border) else None,
+    )
 
 
 def compare(name, theirs, ours):
@@ -282,23 +408,45 @@ def compare(name, theirs, ours):
     if "share" in name.split(":")[1] and set(one) | set(two) <= {0, 1}:
         pooled = np.concatenate([one, two]).mean()
         error = math.sqrt(pooled * (1 - pooled) * (1 / len(one) + 1 / len(two)))
-        p = 1.0 if error == 0 else 2 * stats.norm.sf(abs(one.mean() - two.mean()) / error)
-        texts = [f"{x.mean():.3f} ± {x.std() / math.sqrt(len(x)):.3f}" for x in (one, two)]
+        p = (
+            1.0
+            if error == 0
+            else 2 * stats.norm.sf(abs(one.mean() - two.mean()) / error)
+        )
+        texts = [
+            f"{x.mean():.3f} ± {x.std() / math.sqrt(len(x)):.3f}" for x in (one, two)
+        ]
     else:
-        # Kolmogorov-Smirnov hardly sees the ends of a range. Of two like samples, the k largest all come from one of them,
+        # Kolmogorov-Smirnov hardly shared_path the ends of a range. Of two like samples, the k largest all come from one of them,
         # this or that, with probability 2 * 0.5^k, and so do the k smallest.
-        beyond = max((a > b.max()).sum() for a, b in ((one, two), (two, one), (-one, -two), (-two, -one)))
+        beyond = max(
+            (a > b.max()).sum()
+            for a, b in ((one, two), (two, one), (-one, -two), (-two, -one))
+        )
         p = min(stats.ks_2samp(one, two).pvalue, 4 * 0.5**beyond)
-        texts = [f"{x.mean():.3f} ± {x.std() / math.sqrt(len(x)):.3f} ({x.min():.3g} … {x.max():.3g})" for x in (one, two)]
+        texts = [
+            f"{x.mean():.3f} ± {x.std() / math.sqrt(len(x)):.3f} ({x.min():.3g} … {x.max():.3g})"
+            for x in (one, two)
+        ]
     return f"| {name} | {texts[0]} | {texts[1]} | {p:.3f} |", p >= LEAST_P
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crops", type=Path, help="folder of PNG crops, such as DATA/crops; a portrait's cuts if not given")
-    parser.add_argument("--count", type=int, default=2000, help="crops to measure on (default: 2000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--crops",
+        type=Path,
+        help="folder of PNG crops, such as DATA/crops; a portrait's cuts if not given",
+    )
+    parser.add_argument(
+        "--count", type=int, default=2000, help="crops to measure on (default: 2000)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="the JSON to write")
-    parser.add_argument("--against", type=Path, help="the JSON of the other version, to compare with")
+    parser.add_argument(
+        "--against", type=Path, help="the JSON of the other version, to compare with"
+    )
     options = parser.parse_args()
     import albumentations
 
@@ -309,11 +457,19 @@ def main():
         from training.augment import TrainingTransform
 
         transform = TrainingTransform(SIZE)
-    crops = folder_crops(options.crops, options.count) if options.crops else portrait_crops(options.count)
+    crops = (
+        folder_crops(options.crops, options.count)
+        if options.crops
+        else portrait_crops(options.count)
+    )
     result = {
-        "albumentations": albumentations.__version__, "numpy": np.__version__, "opencv": cv2.__version__,
-        "crops": len(crops), "figures": measure(transform, crops), "digests": digests(transform, crops),
-    }  # fmt: skip
+        "albumentations": albumentations.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "crops": len(crops),
+        "figures": measure(transform, crops),
+        "digests": digests(transform, crops),
+    }
     options.output.write_text(json.dumps(result, separators=(",", ":")))
     if not options.against:
         return 0

@@ -10,17 +10,32 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import made_checkpoints, made_video, report, run_module, timed
-from preprocessing.cli import make_parser, positive_int, whole_number
+from benchmarks.measure import made_checkpoints, made_video, run_module, timed
+from runtime.cli import make_parser, non_negative_int, positive_int
+from runtime.results import print_results
 
 
 def main(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument("--video", type=Path, help="a made 1080p clip of 10 seconds if not given")
-    parser.add_argument("--videos", type=positive_int, nargs="+", default=[1, 2, 4, 8], help="how many")
-    parser.add_argument("--workers", type=whole_number, nargs="+", default=[0, 2], help="how many; 0: in one process")
-    parser.add_argument("--encoder", default="tf_efficientnet_b0", help="of the one untrained network")
-    parser.add_argument("--size", type=positive_int, default=224, help="its input, pixels a side")
+    parser.add_argument(
+        "--video", type=Path, help="a made 1080p clip of 10 seconds if not given"
+    )
+    parser.add_argument(
+        "--videos", type=positive_int, nargs="+", default=[1, 2, 4, 8], help="how many"
+    )
+    parser.add_argument(
+        "--workers",
+        type=non_negative_int,
+        nargs="+",
+        default=[0, 2],
+        help="how many; 0: in one process",
+    )
+    parser.add_argument(
+        "--encoder", default="tf_efficientnet_b0", help="of the one untrained network"
+    )
+    parser.add_argument(
+        "--size", type=positive_int, default=224, help="its input, pixels a side"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
@@ -29,9 +44,24 @@ def main(argv=None):
         model = made_checkpoints(folder, [options.encoder], options.size)[0]
 
         def seconds(videos: Path, workers: int) -> float:
-            return timed(partial(
-                run_module, "inference.predict", "--test-dir", videos, "--output", folder / "s.csv", "--weights-dir", folder,
-                "--models", model.name, "--workers", workers, "--device", options.device))  # fmt: skip
+            return timed(
+                partial(
+                    run_module,
+                    "inference.predict",
+                    "--test-dir",
+                    videos,
+                    "--output",
+                    folder / "s.csv",
+                    "--weights-dir",
+                    folder,
+                    "--models",
+                    model.name,
+                    "--workers",
+                    workers,
+                    "--device",
+                    options.device,
+                )
+            )
 
         broken = folder / "broken"
         broken.mkdir()
@@ -46,11 +76,26 @@ def main(argv=None):
                 for number in range(count):
                     (videos / f"{number}.mp4").symlink_to(video)
                 taken = seconds(videos, workers)
-                rows.append({"workers": workers, "videos": count, "seconds": round(taken, 1),
-                             "seconds a video after start-up": round((taken - start_up) / count, 2),
-                             "videos a second, all in": round(count / taken, 3)})  # fmt: skip
-    report("growth", rows, video=video.name, start_up_in_seconds=round(start_up, 2), network=options.encoder,
-           size=options.size, device=options.device)  # fmt: skip
+                rows.append(
+                    {
+                        "workers": workers,
+                        "videos": count,
+                        "seconds": round(taken, 1),
+                        "seconds a video after start-up": round(
+                            (taken - start_up) / count, 2
+                        ),
+                        "videos a second, all in": round(count / taken, 3),
+                    }
+                )
+    print_results(
+        "growth",
+        rows,
+        video=video.name,
+        start_up_in_seconds=round(start_up, 2),
+        network=options.encoder,
+        size=options.size,
+        device=options.device,
+    )
     return 0
 
 

@@ -4,26 +4,21 @@ A stage's ways run in a process each, started by spawn, once to warm up and then
 slows all of them; whole programs run once, one after the other. Quote the ratios; seconds are those of this machine on this day.
 """
 
-import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from datetime import date
 from fractions import Fraction
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
-PACKAGES = ("torch", "timm", "facenet-pytorch", "opencv-python-headless", "av", "numpy")
 
-
-def side_by_side(ways: dict[str, Callable[[], object]], rounds: int, threads: int | None = None) -> dict[str, float]:
+def side_by_side(
+    ways: dict[str, Callable[[], object]], rounds: int, threads: int | None = None
+) -> dict[str, float]:
     """Median seconds of each way. A way is a module's function, or a `functools.partial` of one.
 
     Args:
@@ -34,7 +29,12 @@ def side_by_side(ways: dict[str, Callable[[], object]], rounds: int, threads: in
     with ExitStack() as stack:
         pools = {
             name: stack.enter_context(
-                ProcessPoolExecutor(1, get_context("spawn"), initializer=_set_threads, initargs=(threads,))
+                ProcessPoolExecutor(
+                    1,
+                    get_context("spawn"),
+                    initializer=_set_threads,
+                    initargs=(threads,),
+                )
             )
             for name in ways
         }
@@ -72,7 +72,9 @@ def in_a_new_process(work) -> tuple[object, float, float]:
 
 
 def _measure(work, pipe) -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew, without that of the imports
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak begins anew, without that of the imports
     before, start = _status("VmRSS"), time.perf_counter()
     result = work()
     pipe.send((result, time.perf_counter() - start, _status("VmHWM") - before))
@@ -84,42 +86,16 @@ def _status(key: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
-def report(benchmark: str, rows: list[dict], **facts: object) -> None:
-    """Print rows as a Markdown table, then everything as one JSON line."""
-    header = list(rows[0])
-    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(_cell(row[key]) for key in header)} |")
-    print()
-    for name, fact in facts.items():
-        print(f"{name}: {fact}")
-    result = {"benchmark": benchmark, **facts, "rows": rows, "hardware": hardware(), "versions": versions()}
-    print(json.dumps(result | {"date": date.today().isoformat()}))
-
-
 def ratio_rows(seconds: dict[str, float], plain: str) -> list[dict]:
     """One row for each way, with its seconds and how many times faster than `plain` it is."""
     return [
-        {"way": name, "seconds": round(each, 3), "times plain": round(seconds[plain] / each, 2)}
+        {
+            "way": name,
+            "seconds": round(each, 3),
+            "times plain": round(seconds[plain] / each, 2),
+        }
         for name, each in seconds.items()
     ]
-
-
-def hardware() -> str:
-    """Processor, cores and graphics card."""
-    import torch
-
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{names[0] if names else platform.processor()} ({cores} cores)"]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join(parts)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what the time is spent in."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def synchronize(device: str) -> None:
@@ -130,7 +106,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def made_video(path: Path, width: int = 1920, height: int = 1080, seconds: float = 10, fake: bool = False) -> Path:
+def made_video(
+    path: Path,
+    width: int = 1920,
+    height: int = 1080,
+    seconds: float = 10,
+    fake: bool = False,
+) -> Path:
     """Write a clip of a public-domain portrait that moves before noise, in H.264 as DFDC's are; `fake` blurs the face."""
     import av
     import cv2
@@ -140,15 +122,24 @@ def made_video(path: Path, width: int = 1920, height: int = 1080, seconds: float
     portrait = cv2.resize(skimage.data.astronaut(), (height * 2 // 3, height * 2 // 3))
     if fake:
         portrait = cv2.GaussianBlur(portrait, (0, 0), 3)
-    noise = np.random.default_rng(0).integers(90, 150, (height // 8 + 1, width // 8 + 60, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(
+        90, 150, (height // 8 + 1, width // 8 + 60, 3), dtype=np.uint8
+    )
     noise = cv2.resize(noise, None, fx=8, fy=8)
     side = len(portrait)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"crf": "23", "preset": "veryfast"})
+        stream = container.add_stream(
+            "libx264", rate=30, options={"crf": "23", "preset": "veryfast"}
+        )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(int(seconds * 30)):
-            frame = np.ascontiguousarray(noise[:height, number % 400 : number % 400 + width])
-            left, top = (width - side) * (number % 200) // 200, (height - side) * (number % 90) // 90
+            frame = np.ascontiguousarray(
+                noise[:height, number % 400 : number % 400 + width]
+            )
+            left, top = (
+                (width - side) * (number % 200) // 200,
+                (height - side) * (number % 90) // 90,
+            )
             frame[top : top + side, left : left + side] = portrait
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts, picture.time_base = number, Fraction(1, 30)
@@ -172,14 +163,26 @@ def made_checkpoints(folder: Path, encoders: Sequence[str], size: int) -> list[P
         paths.append(folder / f"made_{number}_{encoder}")
         weights = DeepFakeClassifier(encoder).state_dict()
         weights["fc.weight"] *= 30
-        save_checkpoint(paths[-1], epoch=1, state_dict=weights, bce_best=0.5, config=config.model_dump())
+        save_checkpoint(
+            paths[-1],
+            epoch=1,
+            state_dict=weights,
+            bce_best=0.5,
+            config=config.model_dump(),
+        )
     return paths
 
 
 def run_module(module: str, *arguments: object) -> None:
     """`python -m MODULE ARGUMENTS` from the project's folder, without its output."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
@@ -191,17 +194,3 @@ def _set_threads(threads: int | None) -> None:
 
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
-
-
-def _cell(value: object) -> str:
-    return (
-        f"{value:,.3f}"
-        if isinstance(value, float) and value < 10
-        else f"{value:,.1f}"
-        if isinstance(value, float)
-        else str(value)
-    )
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []

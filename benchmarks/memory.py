@@ -13,8 +13,9 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.measure import made_checkpoints, made_video, report, run_module
-from preprocessing.cli import make_parser, positive_int
+from benchmarks.measure import made_checkpoints, made_video, run_module
+from runtime.cli import make_parser, positive_int
+from runtime.results import print_results
 
 
 def peak(work) -> float:
@@ -31,7 +32,10 @@ def _peak(work):
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--seconds", type=positive_int, default=60, help="length of the 4K clip, which takes minutes to make"
+        "--seconds",
+        type=positive_int,
+        default=60,
+        help="length of the 4K clip, which takes minutes to make",
     )
     options = parser.parse_args(argv)
     clips = {"1080p": (1920, 1080, 10), "4K": (3840, 2160, options.seconds)}
@@ -41,13 +45,32 @@ def main(argv=None):
         model = made_checkpoints(folder, ["tf_efficientnet_b0"], 224)[0]
         for clip, (width, height, seconds) in clips.items():
             path = made_video(folder / f"{clip}.mp4", width, height, seconds)
-            work = partial(run_module, "inference.predict", "--test-dir", path, "--output", folder / "s.csv",
-                           "--weights-dir", folder, "--models", model.name, "--workers", 0, "--device", "cpu")  # fmt: skip
-            rows.append({"clip": f"{clip}, {seconds} s", "file in MiB": round(path.stat().st_size / 2**20, 1),
-                         "peak memory in MiB": round(peak(work))})  # fmt: skip
+            work = partial(
+                run_module,
+                "inference.predict",
+                "--test-dir",
+                path,
+                "--output",
+                folder / "s.csv",
+                "--weights-dir",
+                folder,
+                "--models",
+                model.name,
+                "--workers",
+                0,
+                "--device",
+                "cpu",
+            )
+            rows.append(
+                {
+                    "clip": f"{clip}, {seconds} s",
+                    "file in MiB": round(path.stat().st_size / 2**20, 1),
+                    "peak memory in MiB": round(peak(work)),
+                }
+            )
         start_up = round(peak(partial(run_module, "inference.predict", "--help")))
     one, other = (row["peak memory in MiB"] for row in rows)
-    report("memory", rows, ratio=round(other / one, 2), start_up_in_MiB=start_up)
+    print_results("memory", rows, ratio=round(other / one, 2), start_up_in_MiB=start_up)
     return 0
 
 

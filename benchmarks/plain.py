@@ -19,10 +19,15 @@ import cv2
 import numpy as np
 
 from inference.aggregate import ensemble_label
-from preprocessing import dfdc
+from preprocessing import dfdc, layout
 from preprocessing.crops import crop_face, write_image
-from preprocessing.faces import INFERENCE_THRESHOLDS, LANDMARK_THRESHOLDS, TRAINING_THRESHOLDS, half_size
-from preprocessing.files import write_csv
+from preprocessing.faces import (
+    INFERENCE_THRESHOLDS,
+    LANDMARK_THRESHOLDS,
+    TRAINING_THRESHOLDS,
+    half_size,
+)
+from runtime.files import write_csv
 
 
 @cache
@@ -35,7 +40,9 @@ def detector(thresholds, device="cpu"):
 
 def read(path, numbers=None):
     """The wanted frames (all if not given), (H, W, 3) uint8 RGB, through OpenCV."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, cv2.getNumThreads()])
+    capture = cv2.VideoCapture(
+        str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, cv2.getNumThreads()]
+    )
     frames, number = [], 0
     while (numbers is None or number <= numbers[-1]) and capture.grab():
         if numbers is None or number in numbers:
@@ -55,10 +62,14 @@ def detect_faces(root):
     for video in dfdc.read_dataset(root).reals:
         frames, boxes = [half_size(frame) for frame in read(video.path)], {}
         for start in range(0, len(frames), 32):
-            found = detector(TRAINING_THRESHOLDS).detect(np.stack(frames[start : start + 32]))[0]
+            found = detector(TRAINING_THRESHOLDS).detect(
+                np.stack(frames[start : start + 32])
+            )[0]
             for number, each in enumerate(found, start):
-                boxes[number] = None if each is None else np.asarray(each, np.float32).tolist()
-        dfdc.boxes_file(root, video.name).write_text(json.dumps(boxes))
+                boxes[number] = (
+                    None if each is None else np.asarray(each, np.float32).tolist()
+                )
+        layout.boxes_path(root, video.name).write_text(json.dumps(boxes))
 
 
 def extract_crops(root):
@@ -67,8 +78,8 @@ def extract_crops(root):
 
 
 def _extract_crops(root, video):
-    boxes = json.loads(dfdc.boxes_file(root, video.original).read_text())
-    folder = dfdc.crops_folder(root, video.name)
+    boxes = json.loads(layout.boxes_path(root, video.original).read_text())
+    folder = layout.crops_dir(root, video.name)
     folder.mkdir(parents=True, exist_ok=True)
     for number, frame in enumerate(read(video.path)):
         if number % 10 == 0:
@@ -85,13 +96,16 @@ def _extract_landmarks(root, video):
     import torch
 
     torch.set_num_threads(1)
-    folder = dfdc.landmarks_folder(root, video.name)
+    folder = layout.landmarks_dir(root, video.name)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(dfdc.crops_folder(root, video.name).glob("*.png")):
+    for path in sorted(layout.crops_dir(root, video.name).glob("*.png")):
         image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
         points = detector(LANDMARK_THRESHOLDS).detect(image, landmarks=True)[2]
         if points is not None:
-            np.save(folder / f"{path.stem}.npy", np.around(np.asarray(points[0], np.float32)).astype(np.int16))
+            np.save(
+                folder / f"{path.stem}.npy",
+                np.around(np.asarray(points[0], np.float32)).astype(np.int16),
+            )
 
 
 def make_diffs(root):
@@ -102,26 +116,49 @@ def make_diffs(root):
 def _make_diffs(root, video):
     from skimage.metrics import structural_similarity
 
-    folder = dfdc.diffs_folder(root, video.name)
+    folder = layout.diffs_dir(root, video.name)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(dfdc.crops_folder(root, video.name).glob("*.png")):
-        fake, real = cv2.imread(str(path)), cv2.imread(str(dfdc.crops_folder(root, video.original) / path.name))
+    for path in sorted(layout.crops_dir(root, video.name).glob("*.png")):
+        fake, real = (
+            cv2.imread(str(path)),
+            cv2.imread(str(layout.crops_dir(root, video.original) / path.name)),
+        )
         likeness = structural_similarity(real, fake, channel_axis=2, full=True)[1]
         mask = ((1 - likeness) * 255).astype(np.int64).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{path.stem}_diff.png"), cv2.cvtColor(mask, cv2.COLOR_BGR2GRAY))
+        cv2.imwrite(
+            str(folder / f"{path.stem}_diff.png"),
+            cv2.cvtColor(mask, cv2.COLOR_BGR2GRAY),
+        )
 
 
 def make_folds(root):
     rows = []
     for video in dfdc.read_dataset(root).videos:
-        for path in sorted(dfdc.crops_folder(root, video.name).glob("*.png")):
+        for path in sorted(layout.crops_dir(root, video.name).glob("*.png")):
             rows.append(
-                [video.name, path.name, int(video.is_fake), video.original, path.stem.split("_")[0], video.part // 3]
+                [
+                    video.name,
+                    path.name,
+                    int(video.is_fake),
+                    video.original,
+                    path.stem.split("_")[0],
+                    video.part // 3,
+                ]
             )
-    write_csv(dfdc.folds_file(root), ["video", "file", "label", "original", "frame", "fold"], rows)
+    write_csv(
+        layout.folds_path(root),
+        ["video", "file", "label", "original", "frame", "fold"],
+        rows,
+    )
 
 
-STEPS = {"1": detect_faces, "2": extract_crops, "3": extract_landmarks, "4": make_diffs, "5": make_folds}
+STEPS = {
+    "1": detect_faces,
+    "2": extract_crops,
+    "3": extract_landmarks,
+    "4": make_diffs,
+    "5": make_folds,
+}
 
 
 @cache
@@ -140,26 +177,34 @@ def predict_video(path, models, device="cpu"):
     """One video's label."""
     import torch
 
-    from inference.pipeline import frame_numbers
+    from inference.extraction import frame_numbers
     from training.augment import plain_transform
     from training.model import Normalize
 
     count = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT))
     frames = read(path, frame_numbers(count, 32))
     found = detect([half_size(frame) for frame in frames], INFERENCE_THRESHOLDS, device)
-    crops = [crop_face(frame, box) for frame, boxes in zip(frames, found) for box in boxes]
+    crops = [
+        crop_face(frame, box) for frame, boxes in zip(frames, found) for box in boxes
+    ]
     probabilities = []
     with torch.inference_mode():
         for model, settings in networks(models, device):
-            images = torch.from_numpy(np.stack([plain_transform(crop, settings.size) for crop in crops])).to(device)
-            inputs = Normalize(settings.mean, settings.std).to(device)(images).contiguous()
+            images = torch.from_numpy(
+                np.stack([plain_transform(crop, settings.size) for crop in crops])
+            ).to(device)
+            inputs = (
+                Normalize(settings.mean, settings.std).to(device)(images).contiguous()
+            )
             logits = model(inputs.to(next(model.parameters()).dtype))
             probabilities.append(torch.sigmoid(logits).float().cpu().numpy())
     return ensemble_label(probabilities, "winner")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("work", choices=[*STEPS, "predict"])
     parser.add_argument("--root-dir", type=Path)
     parser.add_argument("--test-dir", type=Path)

@@ -18,10 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks import plain
-from benchmarks.measure import made_video, one_after_the_other, ratio_rows, report, run_module
-from preprocessing.cli import make_parser, positive_int
+from benchmarks.measure import made_video, one_after_the_other, ratio_rows, run_module
 from preprocessing.dfdc import read_dataset
 from preprocessing.video import decode, open_video
+from runtime.cli import make_parser, positive_int
+from runtime.results import print_results
 
 
 def made_dataset(root: Path) -> Path:
@@ -44,7 +45,9 @@ def run_plain(root):
 
 
 def run_ours(root, workers):
-    run_module("preprocessing", "--root-dir", root, "--workers", workers, "--device", "cpu")
+    run_module(
+        "preprocessing", "--root-dir", root, "--workers", workers, "--device", "cpu"
+    )
 
 
 def decode_all(root, workers):
@@ -59,8 +62,17 @@ def _decode(path):
 
 def main(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument("--root-dir", type=Path, help="a DFDC folder; a made one of six videos if not given")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="processes of ours and of the limit")
+    parser.add_argument(
+        "--root-dir",
+        type=Path,
+        help="a DFDC folder; a made one of six videos if not given",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=os.cpu_count(),
+        help="processes of ours and of the limit",
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         source = options.root_dir or made_dataset(Path(folder) / "made")
@@ -69,16 +81,28 @@ def main(argv=None):
             for part in source.glob("dfdc_train_part_*"):
                 shutil.copytree(part, root / part.name, copy_function=shutil.copyfile)
         ways = {
-            "plain": partial(run_plain, roots["plain"]), "ours": partial(run_ours, roots["ours"], options.workers),
+            "plain": partial(run_plain, roots["plain"]),
+            "ours": partial(run_ours, roots["ours"], options.workers),
             "limit: decode each video": partial(decode_all, source, options.workers),
-        }  # fmt: skip
+        }
         seconds = one_after_the_other(ways)
-        crops = [path.relative_to(roots["plain"]) for path in (roots["plain"] / "crops").rglob("*.png")]
-        alike = sum(filecmp.cmp(roots["plain"] / path, roots["ours"] / path, shallow=False) for path in crops
-                    if (roots["ours"] / path).exists())  # fmt: skip
+        crops = [
+            path.relative_to(roots["plain"])
+            for path in (roots["plain"] / "crops").rglob("*.png")
+        ]
+        alike = sum(
+            filecmp.cmp(roots["plain"] / path, roots["ours"] / path, shallow=False)
+            for path in crops
+            if (roots["ours"] / path).exists()
+        )
         videos = len(read_dataset(source).videos)
-    report("preprocessing", ratio_rows(seconds, "plain"), videos=videos, workers=options.workers,
-           crops_alike=f"{alike} of {len(crops)}")  # fmt: skip
+    print_results(
+        "preprocessing",
+        ratio_rows(seconds, "plain"),
+        videos=videos,
+        workers=options.workers,
+        crops_alike=f"{alike} of {len(crops)}",
+    )
     return 0
 
 

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import in_a_new_process, report
-from preprocessing.cli import make_parser, positive_int
-from preprocessing.dfdc import boxes_file, crops_folder, read_dataset
-from preprocessing.table import read_crops
+from benchmarks.measure import in_a_new_process
+from preprocessing.crop_table import read_crop_table
+from preprocessing.dfdc import read_dataset
+from preprocessing.layout import boxes_path, crops_dir
+from runtime.cli import make_parser, positive_int
+from runtime.results import print_results
 from training.config import Config
 from training.dataset import BalancedSampler, TrainingCrops
 from training.train import _make_loader
@@ -42,7 +44,12 @@ def make_tree(root: Path, videos: int, crops: int) -> None:
         real, fake = names[number:reals:PARTS], names[reals + number :: PARTS]
         entries = {f"{name}.mp4": {"label": "REAL", "split": "train"} for name in real}
         entries |= {
-            f"{name}.mp4": {"label": "FAKE", "split": "train", "original": f"{rng.choice(real)}.mp4"} for name in fake
+            f"{name}.mp4": {
+                "label": "FAKE",
+                "split": "train",
+                "original": f"{rng.choice(real)}.mp4",
+            }
+            for name in fake
         }
         folder = root / f"dfdc_train_part_{number}"
         folder.mkdir(parents=True)
@@ -50,10 +57,10 @@ def make_tree(root: Path, videos: int, crops: int) -> None:
         for entry in entries:
             (folder / entry).touch()
         for name in real:
-            boxes_file(root, name).parent.mkdir(exist_ok=True)
-            boxes_file(root, name).touch()
+            boxes_path(root, name).parent.mkdir(exist_ok=True)
+            boxes_path(root, name).touch()
     for number, name in enumerate(names):
-        folder = crops_folder(root, name)
+        folder = crops_dir(root, name)
         folder.mkdir(parents=True)
         for frame in range(crops * (number + 1) // videos - crops * number // videos):
             os.close(os.open(folder / f"{10 * frame}_0.png", os.O_CREAT))
@@ -61,8 +68,14 @@ def make_tree(root: Path, videos: int, crops: int) -> None:
 
 def run_step(step: str, root: Path) -> None:
     """Without its output."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "0"])
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        import_module(f"preprocessing.{step}").main(
+            ["--root-dir", str(root), "--workers", "0"]
+        )
 
 
 class Blank(TrainingCrops):
@@ -75,43 +88,72 @@ class Blank(TrainingCrops):
 
 def loader_memory(root: Path, crops: int) -> list[float]:
     """MiB of a loader process that are its own, after 20 and after 200 batches, its table cut to `crops` rows."""
-    table = read_crops(root)
+    table = read_crop_table(root)
     table = table.where(np.arange(len(table)) < crops)
     sampler = BalancedSampler(table["label"], 200 * BATCH, 0)
     config = Config(encoder="tf_efficientnet_b0", input={"size": 96}, augmented=0)
     loader, found = _make_loader(Blank(table, config), WORKERS, BATCH, sampler), []
     for number, _ in enumerate(loader, 1):
         if number in (20, 200):
-            found.append(max(_private(worker.pid) for worker in loader._iterator._workers))
+            found.append(
+                max(_private(worker.pid) for worker in loader._iterator._workers)
+            )
     return found
 
 
 def _private(process: int) -> float:
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+    return (
+        sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+    )
 
 
 def main(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument("--videos", type=positive_int, default=119_146, help="DFDC's training videos")
-    parser.add_argument("--crops", type=positive_int, default=2_000_000, help="of all videos")
+    parser.add_argument(
+        "--videos", type=positive_int, default=119_146, help="DFDC's training videos"
+    )
+    parser.add_argument(
+        "--crops", type=positive_int, default=2_000_000, help="of all videos"
+    )
     options = parser.parse_args(argv)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_tree(root, options.videos, options.crops)
-        ways = {"read the metadata": partial(_count_videos, root), "step 1, all done": partial(run_step, "01_detect_faces", root),
-                "step 5, folds.csv": partial(run_step, "05_make_folds", root), "read folds.csv": partial(_count_crops, root)}  # fmt: skip
+        ways = {
+            "read the metadata": partial(_count_videos, root),
+            "step 1, all done": partial(run_step, "01_detect_faces", root),
+            "step 5, folds.csv": partial(run_step, "05_make_folds", root),
+            "read folds.csv": partial(_count_crops, root),
+        }
         for way, work in ways.items():
             _, seconds, memory = in_a_new_process(work)
-            rows.append({"what": way, "seconds": round(seconds, 1), "memory added in MiB": round(memory)})
+            rows.append(
+                {
+                    "what": way,
+                    "seconds": round(seconds, 1),
+                    "memory added in MiB": round(memory),
+                }
+            )
         size = (root / "folds.csv").stat().st_size / 2**20
         small, _, _ = in_a_new_process(partial(loader_memory, root, 1000))
         large, _, _ = in_a_new_process(partial(loader_memory, root, options.crops))
-    loader = {f"{count} crops": {"after 20 batches": round(found[0], 1), "after 200": round(found[1], 1)}
-              for count, found in ((1000, small), (options.crops, large))}  # fmt: skip
-    report("scale", rows, videos=options.videos, crops=options.crops, folds_csv_in_MiB=round(size, 1),
-           loader_process_in_MiB=loader)  # fmt: skip
+    loader = {
+        f"{count} crops": {
+            "after 20 batches": round(found[0], 1),
+            "after 200": round(found[1], 1),
+        }
+        for count, found in ((1000, small), (options.crops, large))
+    }
+    print_results(
+        "scale",
+        rows,
+        videos=options.videos,
+        crops=options.crops,
+        folds_csv_in_MiB=round(size, 1),
+        loader_process_in_MiB=loader,
+    )
     return 0
 
 
@@ -120,7 +162,7 @@ def _count_videos(root: Path) -> int:
 
 
 def _count_crops(root: Path) -> int:
-    return len(read_crops(root))
+    return len(read_crop_table(root))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
-from benchmarks.measure import in_a_new_process, report
-from preprocessing.cli import make_parser, positive_int, share
+from benchmarks.measure import in_a_new_process
+from preprocessing.crop_table import COLUMNS, FORMATS, read_crop_table
 from preprocessing.crops import write_array, write_image
-from preprocessing.dfdc import crops_folder, diffs_folder, folds_file, landmarks_folder
-from preprocessing.files import write_csv
-from preprocessing.table import COLUMNS, FORMATS, read_crops
+from preprocessing.layout import crops_dir, diffs_dir, folds_path, landmarks_dir
+from runtime.cli import fraction, make_parser, positive_int
+from runtime.files import write_csv
+from runtime.results import print_results
 from training.config import Config
 from training.dataset import BalancedSampler, TrainingCrops
 from training.samples import Sample
@@ -36,37 +37,54 @@ CACHE = Path("/proc/sys/vm/drop_caches")
 def make_crops(root: Path, crops: int) -> None:
     """Pairs of a real and a fake video with 20 crops each, and folds.csv in random order."""
     rng, portrait, rows = np.random.default_rng(0), skimage.data.astronaut(), []
-    landmarks = np.array([[100, 110], [200, 110], [150, 160], [110, 210], [190, 210]], np.int16)
+    landmarks = np.array(
+        [[100, 110], [200, 110], [150, 160], [110, 210], [190, 210]], np.int16
+    )
     for number in range(crops // (2 * FRAMES)):
         for is_fake in (0, 1):
             video, original = f"{number:06}{'rf'[is_fake]}", f"{number:06}r"
-            for folder in (crops_folder, landmarks_folder, diffs_folder):
+            for folder in (crops_dir, landmarks_dir, diffs_dir):
                 folder(root, video).mkdir(parents=True, exist_ok=True)
             for frame in range(0, 10 * FRAMES, 10):
                 y, x = rng.integers(0, len(portrait) - SIDE, 2)
                 cut = portrait[y : y + SIDE, x : x + SIDE]
-                write_image(crops_folder(root, video) / f"{frame}_0.png", cut)
+                write_image(crops_dir(root, video) / f"{frame}_0.png", cut)
                 if is_fake:
-                    write_image(diffs_folder(root, video) / f"{frame}_0_diff.png", cut[..., 0] // 4)
+                    write_image(
+                        diffs_dir(root, video) / f"{frame}_0_diff.png", cut[..., 0] // 4
+                    )
                 else:
-                    write_array(landmarks_folder(root, video) / f"{frame}_0.npy", landmarks)
+                    write_array(
+                        landmarks_dir(root, video) / f"{frame}_0.npy", landmarks
+                    )
                 rows.append([video, f"{frame}_0.png", is_fake, original, frame, 1])
     rng.shuffle(rows)
-    write_csv(folds_file(root), COLUMNS, rows)
+    write_csv(folds_path(root), COLUMNS, rows)
 
 
 def on_disk(folders: list[Path]) -> tuple[int, float]:
     """Files, and MiB with the unused ends of their blocks."""
-    stats = [path.stat() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    stats = [
+        path.stat()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
     return len(stats), sum(512 * each.st_blocks for each in stats) / 2**20
 
 
-def epoch(root: Path, form: str, size: int, batch: int, workers: int, augmented: float) -> float:
+def epoch(
+    root: Path, form: str, size: int, batch: int, workers: int, augmented: float
+) -> float:
     """Images a second of one epoch over all crops."""
-    crops = read_crops(root, form)
+    crops = read_crop_table(root, form)
     count = len(crops) // batch * batch
-    sampler = BalancedSampler(crops["label"], count, 0, shards=crops["shard"] if crops.packed else None)
-    config = Config(encoder="tf_efficientnet_b0", input={"size": size}, augmented=augmented)
+    sampler = BalancedSampler(
+        crops["label"], count, 0, shards=crops["shard"] if crops.packed else None
+    )
+    config = Config(
+        encoder="tf_efficientnet_b0", input={"size": size}, augmented=augmented
+    )
     loader = _make_loader(TrainingCrops(crops, config), workers, batch, sampler)
     iterator = iter(loader)
     next(iterator)  # the workers have started
@@ -77,9 +95,11 @@ def epoch(root: Path, form: str, size: int, batch: int, workers: int, augmented:
 
 def read_only(root: Path, form: str) -> float:
     """Crops a second that one process reads in the order in which training draws them, without decoding."""
-    crops = read_crops(root, form)
+    crops = read_crop_table(root, form)
     shards = crops["shard"] if crops.packed else None
-    order = [row for row, _ in BalancedSampler(crops["label"], len(crops), 0, shards=shards)]
+    order = [
+        row for row, _ in BalancedSampler(crops["label"], len(crops), 0, shards=shards)
+    ]
     start = time.perf_counter()
     for row in order:
         if crops.packed:
@@ -92,11 +112,20 @@ def read_only(root: Path, form: str) -> float:
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--crops", type=positive_int, default=4000, help="crops made")
-    parser.add_argument("--shard-crops", type=positive_int, default=500, help="crops in a shard")
+    parser.add_argument(
+        "--shard-crops", type=positive_int, default=500, help="crops in a shard"
+    )
     parser.add_argument("--size", type=positive_int, default=96, help="pixels a side")
     parser.add_argument("--batch", type=positive_int, default=32, help="images a batch")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count(), help="of the loader")
-    parser.add_argument("--augmented", type=share, default=0.0, help="share of crops that are augmented")
+    parser.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count(), help="of the loader"
+    )
+    parser.add_argument(
+        "--augmented",
+        type=fraction,
+        default=0.0,
+        help="share of crops that are augmented",
+    )
     options = parser.parse_args(argv)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -106,9 +135,20 @@ def main(argv=None):
         start = time.perf_counter()
         pack(["--root-dir", name, "--shard-crops", str(options.shard_crops)])
         packing = time.perf_counter() - start
-        folders = {"files": [root / "crops", root / "landmarks", root / "diffs"], "wds": [root / "shards"]}
+        folders = {
+            "files": [root / "crops", root / "landmarks", root / "diffs"],
+            "wds": [root / "shards"],
+        }
         for form in FORMATS:
-            work = partial(epoch, root, form, options.size, options.batch, options.workers, options.augmented)
+            work = partial(
+                epoch,
+                root,
+                form,
+                options.size,
+                options.batch,
+                options.workers,
+                options.augmented,
+            )
             speeds = []
             for each in (partial(read_only, root, form), work, work):
                 if len(speeds) < 2 and os.access(CACHE, os.W_OK):
@@ -116,10 +156,26 @@ def main(argv=None):
                     CACHE.write_text("3")
                 speeds.append(round(in_a_new_process(each)[0], 1))
             files, size = on_disk(folders[form])
-            rows.append({"format": form, "files": files, "MiB on disk": round(size, 1), "only read, a second": speeds[0],
-                         "images a second, first": speeds[1], "again": speeds[2]})  # fmt: skip
-    report("shards", rows, crops=options.crops, size=options.size, workers=options.workers, augmented=options.augmented,
-           packing_in_seconds=round(packing, 1), cache_was_emptied=os.access(CACHE, os.W_OK))  # fmt: skip
+            rows.append(
+                {
+                    "format": form,
+                    "files": files,
+                    "MiB on disk": round(size, 1),
+                    "only read, a second": speeds[0],
+                    "images a second, first": speeds[1],
+                    "again": speeds[2],
+                }
+            )
+    print_results(
+        "shards",
+        rows,
+        crops=options.crops,
+        size=options.size,
+        workers=options.workers,
+        augmented=options.augmented,
+        packing_in_seconds=round(packing, 1),
+        cache_was_emptied=os.access(CACHE, os.W_OK),
+    )
     return 0
 
 

@@ -16,13 +16,22 @@ import numpy as np
 # Landmarks of the portrait, x and y in its pixels: eyes, nose, mouth corners (as MTCNN finds them), then the outline of
 # the part that a swap replaces: brows, cheeks, chin (placed by hand).
 EYES_NOSE_MOUTH = [(205, 102), (247, 104), (225, 129), (202, 139), (245, 142)]
-OUTLINE = [(186, 92), (225, 84), (265, 94), (266, 132), (250, 168), (225, 180), (203, 167), (184, 130)]
+OUTLINE = [
+    (186, 92),
+    (225, 84),
+    (265, 94),
+    (266, 132),
+    (250, 168),
+    (225, 180),
+    (203, 167),
+    (184, 130),
+]
 LANDMARKS = np.array(EYES_NOSE_MOUTH + OUTLINE, np.float32)
 FACE_CENTRE = (225.0, 125.0)
 FACE_WIDTH = 87.0  # of MTCNN's box on the portrait, pixels
 
 FRAME_SIZE = (320, 240)  # width, height in pixels
-NOISE_ROOM = 64  # pixels that the noise is larger than a frame, so that each frame sees another part of it
+NOISE_ROOM = 64  # pixels that the noise is larger than a frame, so that each frame shared_path another part of it
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,13 @@ def make_actor(seed: int) -> Actor:
     offsets = _shape(rng)
     texture = np.dstack([np.clip(rgb, 0, 255), alpha]).astype(np.float32)
     height, width = alpha.shape
-    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(
+        np.float32
+    )
     source = grid - _displacement(grid, offsets)
-    texture = cv2.remap(texture, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    texture = cv2.remap(
+        texture, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     landmarks = LANDMARKS + _displacement(LANDMARKS, offsets)
     if rng.random() < 0.5:
         texture = np.ascontiguousarray(texture[:, ::-1])
@@ -72,15 +85,24 @@ class Scene:
         self._shake = self._rng.uniform(0, 2 * np.pi, 4)
         self._gain = self._rng.uniform(0.9, 1.1)
         width, height = FRAME_SIZE
-        noise = self._rng.standard_normal((height + NOISE_ROOM, width + NOISE_ROOM, 3), np.float32)
+        noise = self._rng.standard_normal(
+            (height + NOISE_ROOM, width + NOISE_ROOM, 3), np.float32
+        )
         self._noise = noise * np.float32(self._rng.uniform(0.5, 2.0))  # grey levels
         self._placements = [self._place(number) for number in range(len(actors))]
 
     def _place(self, number: int) -> Placement:
         width, height = FRAME_SIZE
         share = (number + 0.5) / len(self.actors)
-        centre = (width * share + self._rng.uniform(-12, 12), height * self._rng.uniform(0.38, 0.48))
-        face_width = self._rng.uniform(58, 74) if len(self.actors) == 1 else self._rng.uniform(50, 57)
+        centre = (
+            width * share + self._rng.uniform(-12, 12),
+            height * self._rng.uniform(0.38, 0.48),
+        )
+        face_width = (
+            self._rng.uniform(58, 74)
+            if len(self.actors) == 1
+            else self._rng.uniform(50, 57)
+        )
         return Placement(centre, face_width, self._rng.uniform(0, 2 * np.pi, 5))
 
     def matrix(self, number: int, time: float) -> np.ndarray:
@@ -90,10 +112,18 @@ class Scene:
         shake = np.sin(np.array([2.3, 1.9]) * time + self._shake[:2])
         scale = place.face_width / FACE_WIDTH * (1 + 0.03 * sway[0])
         angle = np.deg2rad(6 * sway[1])
-        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        linear = linear @ np.array([[1 - 0.05 * abs(sway[2]), 0.04 * sway[3]], [0, 1]])  # a slight turn of the head
-        mirrored = self.actors[number].landmarks[0, 0] > self.actors[number].landmarks[1, 0]
-        face = np.array([width - 1 - FACE_CENTRE[0] if mirrored else FACE_CENTRE[0], FACE_CENTRE[1]])
+        linear = scale * np.array(
+            [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        )
+        linear = linear @ np.array(
+            [[1 - 0.05 * abs(sway[2]), 0.04 * sway[3]], [0, 1]]
+        )  # a slight turn of the head
+        mirrored = (
+            self.actors[number].landmarks[0, 0] > self.actors[number].landmarks[1, 0]
+        )
+        face = np.array(
+            [width - 1 - FACE_CENTRE[0] if mirrored else FACE_CENTRE[0], FACE_CENTRE[1]]
+        )
         centre = np.array(place.centre) + 6 * sway[3:] + 3 * shake
         return np.column_stack([linear, centre - linear @ face]).astype(np.float32)
 
@@ -106,9 +136,16 @@ class Scene:
         """The frame (H, W, 3) uint8 RGB at `time` seconds."""
         drift = 3 * np.sin(np.array([2.3, 1.9]) * time + self._shake[:2])
         shift = np.array([[1, 0, drift[0] - 10], [0, 1, drift[1] - 10]], np.float32)
-        frame = cv2.warpAffine(self._background, shift, FRAME_SIZE, borderMode=cv2.BORDER_REPLICATE)
+        frame = cv2.warpAffine(
+            self._background, shift, FRAME_SIZE, borderMode=cv2.BORDER_REPLICATE
+        )
         for number, actor in enumerate(self.actors):
-            layer = cv2.warpAffine(actor.texture, self.matrix(number, time), FRAME_SIZE, flags=cv2.INTER_AREA)
+            layer = cv2.warpAffine(
+                actor.texture,
+                self.matrix(number, time),
+                FRAME_SIZE,
+                flags=cv2.INTER_AREA,
+            )
             frame += layer[..., 3:] * (layer[..., :3] - frame)
         frame *= self._gain
         # the camera's noise depends on the scene and the time alone, so that a fake carries its original's
@@ -127,29 +164,72 @@ def _portrait() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     cv2.ellipse(labels, (228, 110), (95, 105), 0, 0, 360, cv2.GC_PR_FGD, -1)
     cv2.fillPoly(
         labels,
-        [np.array([[0, 511], [30, 300], [110, 160], [310, 160], [370, 300], [511, 380], [511, 511]])],
+        [
+            np.array(
+                [
+                    [0, 511],
+                    [30, 300],
+                    [110, 160],
+                    [310, 160],
+                    [370, 300],
+                    [511, 380],
+                    [511, 511],
+                ]
+            )
+        ],
         cv2.GC_PR_FGD,
     )
-    for centre, axes, angle in [((225, 115), (38, 70), 0), ((228, 80), (65, 50), 0), ((210, 222), (92, 68), 10)]:
-        cv2.ellipse(labels, centre, axes, angle, 0, 360, cv2.GC_FGD, -1)  # face, hair, collar
-    cv2.fillPoly(labels, [np.array([[60, 511], [60, 330], [110, 280], [320, 280], [350, 340], [380, 511]])], cv2.GC_FGD)
+    for centre, axes, angle in [
+        ((225, 115), (38, 70), 0),
+        ((228, 80), (65, 50), 0),
+        ((210, 222), (92, 68), 10),
+    ]:
+        cv2.ellipse(
+            labels, centre, axes, angle, 0, 360, cv2.GC_FGD, -1
+        )  # face, hair, collar
+    cv2.fillPoly(
+        labels,
+        [
+            np.array(
+                [[60, 511], [60, 330], [110, 280], [320, 280], [350, 340], [380, 511]]
+            )
+        ],
+        cv2.GC_FGD,
+    )
     cv2.setRNGSeed(0)
-    cv2.grabCut(rgb, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 6, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(
+        rgb,
+        labels,
+        None,
+        np.zeros((1, 65)),
+        np.zeros((1, 65)),
+        6,
+        cv2.GC_INIT_WITH_MASK,
+    )
     person = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     _, components, stats, _ = cv2.connectedComponentsWithStats(person)
-    person = (components == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])).astype(np.float32)
+    person = (components == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])).astype(
+        np.float32
+    )
     hair, face = np.zeros_like(person), np.zeros_like(person)
     cv2.ellipse(hair, (228, 85), (85, 75), 0, 0, 360, 1, -1)
     cv2.ellipse(face, (225, 131), (45, 64), 0, 0, 360, 1, -1)
     suit = np.zeros_like(person)
     suit[190:] = 1
     hair *= 1 - face
-    soft = [cv2.GaussianBlur(mask, (0, 0), sigma) for mask, sigma in ((person, 1.0), (hair, 4.0), (suit, 8.0))]
+    soft = [
+        cv2.GaussianBlur(mask, (0, 0), sigma)
+        for mask, sigma in ((person, 1.0), (hair, 4.0), (suit, 8.0))
+    ]
     return rgb.astype(np.float32), *soft
 
 
-def _recolour(rgb: np.ndarray, hair: np.ndarray, suit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    lab = cv2.cvtColor(rgb / 255, cv2.COLOR_RGB2Lab)  # L 0..100, a and b about -100..100
+def _recolour(
+    rgb: np.ndarray, hair: np.ndarray, suit: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    lab = cv2.cvtColor(
+        rgb / 255, cv2.COLOR_RGB2Lab
+    )  # L 0..100, a and b about -100..100
     skin = np.array([rng.uniform(0.82, 1.06), rng.uniform(-4, 4), rng.uniform(-5, 6)])
     lab[..., 0] *= skin[0]
     lab[..., 1:] += skin[1:]
@@ -165,29 +245,47 @@ def _recolour(rgb: np.ndarray, hair: np.ndarray, suit: np.ndarray, rng: np.rando
 def _light(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25)
-    side = (np.cos(angle) * (x - FACE_CENTRE[0]) + np.sin(angle) * (y - FACE_CENTRE[1])) / FACE_WIDTH
+    side = (
+        np.cos(angle) * (x - FACE_CENTRE[0]) + np.sin(angle) * (y - FACE_CENTRE[1])
+    ) / FACE_WIDTH
     return 1 + strength * np.tanh(side)
 
 
-def _shape(rng: np.random.Generator) -> list[tuple[tuple[float, float], float, np.ndarray]]:
+def _shape(
+    rng: np.random.Generator,
+) -> list[tuple[tuple[float, float], float, np.ndarray]]:
     """Bumps that move a part of the face: (centre, radius in pixels, offset in pixels)."""
     apart, narrow, long = rng.uniform(-4, 4), rng.uniform(-4, 4), rng.uniform(-4, 4)
-    brow, nose, smile, width = rng.uniform(-3, 3), rng.uniform(-3, 3), rng.uniform(-2, 2), rng.uniform(-3, 3)
+    brow, nose, smile, width = (
+        rng.uniform(-3, 3),
+        rng.uniform(-3, 3),
+        rng.uniform(-2, 2),
+        rng.uniform(-3, 3),
+    )
     bumps = [
-        ((205, 102), 16, (-apart, 0)), ((247, 104), 16, (apart, 0)),
-        ((203, 90), 14, (0, brow)), ((248, 92), 14, (0, brow)),
+        ((205, 102), 16, (-apart, 0)),
+        ((247, 104), 16, (apart, 0)),
+        ((203, 90), 14, (0, brow)),
+        ((248, 92), 14, (0, brow)),
         ((225, 129), 14, (0, nose)),
-        ((202, 140), 14, (-width, smile)), ((245, 142), 14, (width, smile)),
-        ((186, 140), 26, (-narrow, 0)), ((264, 142), 26, (narrow, 0)),
+        ((202, 140), 14, (-width, smile)),
+        ((245, 142), 14, (width, smile)),
+        ((186, 140), 26, (-narrow, 0)),
+        ((264, 142), 26, (narrow, 0)),
         ((225, 180), 30, (0, long)),
-    ]  # fmt: skip
-    return [(centre, radius, np.array(offset, np.float32)) for centre, radius, offset in bumps]
+    ]
+    return [
+        (centre, radius, np.array(offset, np.float32))
+        for centre, radius, offset in bumps
+    ]
 
 
 def _displacement(points: np.ndarray, bumps: list) -> np.ndarray:
     total = np.zeros_like(points, dtype=np.float32)
     for centre, radius, offset in bumps:
-        distance = ((points - np.array(centre, np.float32)) ** 2).sum(axis=-1, keepdims=True)
+        distance = ((points - np.array(centre, np.float32)) ** 2).sum(
+            axis=-1, keepdims=True
+        )
         total += np.exp(-distance / (2 * radius**2)) * offset
     return total
 
@@ -198,6 +296,10 @@ def _make_background(rng: np.random.Generator) -> np.ndarray:
     picture = np.zeros((height + 20, width + 20, 3), np.float32)
     for cells in (2, 5, 12):
         coarse = rng.uniform(0, 1, (cells, cells, 3)).astype(np.float32)
-        picture += cv2.resize(coarse, (width + 20, height + 20), interpolation=cv2.INTER_CUBIC) * (2 / cells)
+        picture += cv2.resize(
+            coarse, (width + 20, height + 20), interpolation=cv2.INTER_CUBIC
+        ) * (2 / cells)
     base = rng.uniform(40, 170, 3)
-    return np.clip(base + 60 * (picture - picture.mean(axis=(0, 1))), 0, 255).astype(np.float32)
+    return np.clip(base + 60 * (picture - picture.mean(axis=(0, 1))), 0, 255).astype(
+        np.float32
+    )

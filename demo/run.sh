@@ -21,5 +21,5 @@ fi
 echo
 echo "$PWD/$out/submission.csv"
 head -n 6 "$out/submission.csv"
-python -m inference.score --submission "$out/submission.csv" --labels "$out/data/test_videos/labels.csv" --plot "$out/scores.png"
+python -m evaluation.score --submission "$out/submission.csv" --labels "$out/data/test_videos/labels.csv" --plot "$out/scores.png"
 echo "open in a browser: $PWD/$out/report/index.html"

@@ -3,17 +3,18 @@
 `RULES` holds the ways to choose from; each takes the probabilities of FAKE of a video's faces, (K,) with K at least 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+TOP_FACES = 8  # shown in a report
 NO_ANSWER = 0.5  # of a video without a face or that cannot be read, as in the winner's submission
 
 CONFIDENT_FAKE, CONFIDENT_REAL = 0.8, 0.2
-LEAST_FAKES = 11  # the winner's setting, whatever the number of faces
-MOST_FACES = 127  # the winner made room for 4 x 32 faces and stopped one short of it
+MIN_FAKES = 11  # the winner's setting, whatever the number of faces
+MAX_FACES = 127  # the winner made room for 4 x 32 faces and stopped one short of it
 
-SHARPNESS, CLIP, LEAST_WEIGHT = 0.65, 0.01, 1e-4  # NtechLab's settings
+SHARPNESS, CLIP, MIN_WEIGHT = 0.65, 0.01, 1e-4  # NtechLab's settings
 
 
 def winner(probabilities: np.ndarray) -> float:
@@ -24,7 +25,7 @@ def winner(probabilities: np.ndarray) -> float:
     """
     fakes = probabilities[probabilities > CONFIDENT_FAKE]
     reals = probabilities[probabilities < CONFIDENT_REAL]
-    if len(fakes) > len(probabilities) // 2.5 and len(fakes) > LEAST_FAKES:
+    if len(fakes) > len(probabilities) // 2.5 and len(fakes) > MIN_FAKES:
         return float(fakes.mean())
     if len(reals) > 0.9 * len(probabilities):
         return float(reals.mean())
@@ -34,7 +35,7 @@ def winner(probabilities: np.ndarray) -> float:
 def winner_exact(probabilities: np.ndarray) -> float:
     """`winner` with two accidents of his code: faces after the 127th are dropped, and a single face raised an error there,
     which scored 0.5."""
-    return NO_ANSWER if len(probabilities) == 1 else winner(probabilities[:MOST_FACES])
+    return NO_ANSWER if len(probabilities) == 1 else winner(probabilities[:MAX_FACES])
 
 
 def confidence(probabilities: np.ndarray) -> float:
@@ -44,7 +45,7 @@ def confidence(probabilities: np.ndarray) -> float:
     """
     distance = np.asarray(probabilities, np.float64) - 0.5
     sharpened = 0.5 + np.sign(distance) * np.abs(distance) ** SHARPNESS
-    weights = np.abs(distance) + LEAST_WEIGHT
+    weights = np.abs(distance) + MIN_WEIGHT
     return float(np.average(np.clip(sharpened, CLIP, 1 - CLIP), weights=weights))
 
 
@@ -55,7 +56,9 @@ RULES: dict[str, Callable[[np.ndarray], float]] = {
     "median": lambda probabilities: float(np.median(probabilities)),
     "confidence": confidence,
 }
-POOLED = {"confidence"}  # applied once to the faces of all networks together, as NtechLab did
+POOLED = {
+    "confidence"
+}  # applied once to the faces of all networks together, as NtechLab did
 
 
 def ensemble_label(by_model: list[np.ndarray], rule: str = "winner") -> float:
@@ -65,3 +68,11 @@ def ensemble_label(by_model: list[np.ndarray], rule: str = "winner") -> float:
     if rule in POOLED:
         by_model = [np.concatenate(by_model)]
     return float(np.mean([RULES[rule](probabilities) for probabilities in by_model]))
+
+
+def top_faces(
+    probabilities: dict[str, Sequence[float]], count: int = TOP_FACES
+) -> list[int]:
+    """The numbers of the faces with the highest mean over networks, highest first."""
+    means = np.mean(list(probabilities.values()), axis=0)
+    return np.argsort(-means, kind="stable")[:count].tolist()

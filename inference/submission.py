@@ -1,11 +1,12 @@
 """What a prediction run keeps and writes.
 
-`Journal` is the run's memory: CSV.partial.jsonl, one line for each finished video with every face's score. A run that was
-interrupted goes on from it; the tables are views of it, and when they are whole it is deleted.
+`Journal` is the run's memory: CSV.partial.jsonl, one line for each finished video with
+every face's score. An interrupted run continues from it. The tables are views of it, and
+when they are complete it is deleted.
 
-Writes submission.csv                filename,label       label = probability of FAKE, sorted by name
-       submission.report.csv         filename,faces,trouble   only videos with a trouble
-       --faces-csv FILE              video,frame,time,x1,y1,x2,y2,model,probability
+Writes submission.csv          filename,label: probability of FAKE, sorted by name
+       submission.report.csv   filename,faces,reason: only videos with a reason
+       --faces-csv FILE        video,frame,time,x1,y1,x2,y2,model,probability
 """
 
 import json
@@ -15,34 +16,60 @@ from pathlib import Path
 import numpy as np
 
 from inference.aggregate import ensemble_label
-from preprocessing.files import whole_file, write_csv, writing
+from runtime.files import atomic_file, write_csv, write_errors
+
+JOURNAL_VERSION = 2  # of its keys; a journal of another version is not continued
+FACES_HEADER = [
+    "video",
+    "frame",
+    "time",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "model",
+    "probability",
+]
 
 
 class Journal:
-    """Finished videos, on disk as they come. `identity` describes the run; a journal of another run is not continued."""
+    """The finished videos of a run, appended to disk as they come.
+
+    Args:
+        output: the submission that it belongs to.
+        identity: describes the run; the journal of another run is not continued.
+
+    Attributes:
+        entries: by file name.
+    """
 
     def __init__(self, output: Path, identity: dict):
         self.path = output.with_name(f"{output.name}.partial.jsonl")
         self.entries: dict[str, dict] = {}
-        lines = _whole_lines(self.path)
-        if lines and lines[0] == identity:
-            # those without an answer are tried again: a limit may have been raised since, or a disk mended
-            self.entries = {entry["filename"]: entry for entry in lines[1:] if entry["frames"]}
-        with whole_file(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in [identity, *self.entries.values()]))
+        header = identity | {"version": JOURNAL_VERSION}
+        lines = _complete_lines(self.path)
+        if lines and lines[0] == header:
+            # those without a face are tried again: a limit may have been raised since
+            self.entries = {
+                entry["filename"]: entry for entry in lines[1:] if entry["frames"]
+            }
+        with atomic_file(self.path) as temporary:
+            kept = [header, *self.entries.values()]
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, entry: dict) -> None:
-        """Keep a video's answers: filename, trouble, frames, times, boxes, probabilities by model, thumbnail for a report.
+        """Append a video: filename, reason, frames, times, boxes, probabilities by model,
+        and thumbnail for a report.
 
         Raises:
-            MachineError: the disk refuses them.
+            MachineError: the disk refuses it.
         """
-        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         self.entries[entry["filename"]] = entry
 
     def finish(self) -> None:
-        """All tables are written: forget the run."""
+        """Delete the journal: all tables are written."""
         self.path.unlink()
 
 
@@ -52,33 +79,43 @@ def report_path(output: Path) -> Path:
 
 
 def write_submission(output: Path, entries: dict[str, dict], rule: str) -> None:
-    """The submission, by one of `inference.aggregate.RULES`, and its report."""
+    """Write the submission, by one of `inference.aggregate.RULES`, and its report."""
     ordered = [entries[name] for name in sorted(entries)]
-    write_csv(output, ["filename", "label"], ([entry["filename"], video_label(entry, rule)] for entry in ordered))
-    troubled = ([entry["filename"], len(entry["frames"]), entry["trouble"]] for entry in ordered if entry["trouble"])
-    write_csv(report_path(output), ["filename", "faces", "trouble"], troubled)
+    labels = ([entry["filename"], video_label(entry, rule)] for entry in ordered)
+    write_csv(output, ["filename", "label"], labels)
+    reasons = (
+        [entry["filename"], len(entry["frames"]), entry["reason"]]
+        for entry in ordered
+        if entry["reason"]
+    )
+    write_csv(report_path(output), ["filename", "faces", "reason"], reasons)
 
 
 def video_label(entry: dict, rule: str) -> float:
     """The label of a journal's entry: the probability of FAKE."""
-    return ensemble_label([np.array(each, np.float32) for each in entry["probabilities"].values()], rule)
+    scores = entry["probabilities"].values()
+    return ensemble_label([np.array(each, np.float32) for each in scores], rule)
 
 
 def write_faces(output: Path, entries: dict[str, dict]) -> None:
-    """Every face's score by every network. Time in seconds, box in whole full-resolution pixels without the margin."""
-    write_csv(output, ["video", "frame", "time", "x1", "y1", "x2", "y2", "model", "probability"], _face_rows(entries))
+    """Write every face's score by every network.
+
+    Time in seconds, box in whole full-resolution pixels without the margin.
+    """
+    write_csv(output, FACES_HEADER, _face_rows(entries))
 
 
 def _face_rows(entries: dict[str, dict]) -> Iterator[list]:
     for name in sorted(entries):
         entry = entries[name]
-        for place, (frame, time, box) in enumerate(zip(entry["frames"], entry["times"], entry["boxes"])):
-            for model, probabilities in entry["probabilities"].items():
-                yield [name, frame, round(time, 3), *box, model, probabilities[place]]
+        faces = zip(entry["frames"], entry["times"], entry["boxes"])
+        for place, (frame, time, box) in enumerate(faces):
+            for model, scores in entry["probabilities"].items():
+                yield [name, frame, round(time, 3), *box, model, scores[place]]
 
 
-def _whole_lines(path: Path) -> list[dict]:
-    """The journal's lines; a last one that was cut short by the interruption is dropped."""
+def _complete_lines(path: Path) -> list[dict]:
+    """The journal's lines without a last one that the interruption cut short."""
     lines = []
     if path.exists():
         for text in path.read_text(encoding="utf-8").splitlines():

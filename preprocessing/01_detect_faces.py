@@ -14,12 +14,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from preprocessing.cli import run_main
-from preprocessing.dfdc import Video, boxes_file, read_dataset
-from preprocessing.faces import TRAINING_THRESHOLDS, add_device_option, half_size, load_detector
-from preprocessing.files import whole_file
-from preprocessing.run import run_step, step_parser
+from preprocessing.dataset import Video
+from preprocessing.dfdc import read_dataset
+from preprocessing.faces import TRAINING_THRESHOLDS, half_size, load_detector
+from preprocessing.layout import boxes_path
+from preprocessing.step import run_step, step_parser
 from preprocessing.video import VideoError, read_frames
+from runtime.cli import run_main
+from runtime.device import add_device_option
+from runtime.files import atomic_file
 
 FRAME_STEP = 10  # the winner's setting: crops come from frames 0, 10, 20, …
 BATCH = 32  # frames given to the detector at a time, the winner's setting; see FaceDetector on why it matters
@@ -47,7 +50,7 @@ def detect_faces(video: Video, root: Path, device: str) -> None:
     flush()
     if not boxes:
         raise VideoError(f"{video.path}: no frame could be decoded")
-    with whole_file(boxes_file(root, video.name)) as temporary:
+    with atomic_file(boxes_path(root, video.name)) as temporary:
         temporary.write_text(json.dumps(boxes))
 
 
@@ -59,10 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     return run_step(
         partial(detect_faces, root=dataset.root, device=options.device),
         dataset.reals,
-        lambda video: boxes_file(dataset.root, video.name),
+        lambda video: boxes_path(dataset.root, video.name),
         options,
         "1 detect faces",
-        dataset.troubles,
+        dataset.skipped,
     )
 
 

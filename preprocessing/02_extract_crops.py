@@ -12,14 +12,18 @@ import json
 from functools import partial
 from pathlib import Path
 
-from preprocessing.cli import UserError, run_main
 from preprocessing.crops import crop_face, write_image
-from preprocessing.dfdc import Video, boxes_file, crops_folder, read_dataset
-from preprocessing.files import whole_folder
-from preprocessing.run import run_step, step_parser
+from preprocessing.dataset import Video
+from preprocessing.dfdc import read_dataset
+from preprocessing.layout import boxes_path, crops_dir
+from preprocessing.step import run_step, step_parser
 from preprocessing.video import probe, read_frames
+from runtime.cli import UserError, run_main
+from runtime.files import atomic_folder
 
-FRAME_STEP = 10  # boxes that the winner's own script made hold every frame; only these are cut
+FRAME_STEP = (
+    10  # boxes that the winner's own script made hold every frame; only these are cut
+)
 
 
 def extract_crops(video: Video, root: Path) -> None:
@@ -29,13 +33,19 @@ def extract_crops(video: Video, root: Path) -> None:
         UserError: there are no boxes for its original.
         VideoError: the video cannot be read.
     """
-    searched = {number: found for number, found in read_boxes(root, video).items() if number % FRAME_STEP == 0}
+    searched = {
+        number: found
+        for number, found in read_boxes(root, video).items()
+        if number % FRAME_STEP == 0
+    }
     boxes = {number: found for number, found in searched.items() if found}
-    seen, left_out = 0, [] if boxes else [f"no face found in {len(searched)} frames"]
+    seen, skipped = 0, [] if boxes else [f"no face found in {len(searched)} frames"]
     announced = len(range(0, probe(video.path).frames, FRAME_STEP))
     if not video.is_fake and len(searched) < announced:
-        left_out.append(f"only {len(searched)} of {announced} frames could be decoded in step 1")
-    with whole_folder(crops_folder(root, video.name), left_out) as folder:
+        skipped.append(
+            f"only {len(searched)} of {announced} frames could be decoded in step 1"
+        )
+    with atomic_folder(crops_dir(root, video.name), skipped) as folder:
         for number, frame in read_frames(video.path, sorted(boxes)):
             seen += 1
             for actor, box in enumerate(boxes[number]):
@@ -44,11 +54,17 @@ def extract_crops(video: Video, root: Path) -> None:
                     write_image(folder / f"{number}_{actor}.png", crop)
                 else:
                     height, width = frame.shape[:2]
-                    left_out.append(f"frame {number}, face {actor}: outside the {width}x{height} frame, no crop")
+                    skipped.append(
+                        f"frame {number}, face {actor}: outside the {width}x{height} frame, no crop"
+                    )
         if boxes and not seen:
-            raise UserError(f"{video.path}: none of the frames with a face could be decoded")
+            raise UserError(
+                f"{video.path}: none of the frames with a face could be decoded"
+            )
         if seen < len(boxes):
-            left_out.append(f"only {seen} of the {len(boxes)} frames with a face could be decoded")
+            skipped.append(
+                f"only {seen} of the {len(boxes)} frames with a face could be decoded"
+            )
 
 
 def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
@@ -57,13 +73,19 @@ def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
     Raises:
         UserError: step 1 has made no boxes for it, or the file is damaged.
     """
-    path = boxes_file(root, video.original)
+    path = boxes_path(root, video.original)
     try:
-        return {int(number): found for number, found in json.loads(path.read_text()).items()}
+        return {
+            int(number): found for number, found in json.loads(path.read_text()).items()
+        }
     except OSError as error:
-        raise UserError(f"{video.path}: there is no {path}; see why step 1 failed on that video") from error
+        raise UserError(
+            f"{video.path}: there is no {path}; see why step 1 failed on that video"
+        ) from error
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{video.path}: {path} is damaged; delete it and run step 1 again") from error
+        raise UserError(
+            f"{video.path}: {path} is damaged; delete it and run step 1 again"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,10 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     return run_step(
         partial(extract_crops, root=dataset.root),
         dataset.videos,
-        lambda video: crops_folder(dataset.root, video.name),
+        lambda video: crops_dir(dataset.root, video.name),
         options,
         "2 extract crops",
-        dataset.troubles,
+        dataset.skipped,
     )
 
 

@@ -4,7 +4,7 @@
 
 Reads  DATA/crops/{video}/*.png of the REAL videos, from step 2
 Writes DATA/landmarks/{video}/{frame}_{actor}.npy: int16 (5, 2), x and y in crop pixels: the two eyes, the nose, the two
-       corners of the mouth, left before right as the viewer sees them; no file where no face is found
+       corners of the mouth, left before right as the viewer shared_path them; no file where no face is found
 Method: the winner's: MTCNN with thresholds 0.65/0.75/0.75 on the whole crop, the largest face, rounded. A fake uses its
        original's landmarks, because its crops are cut with the same boxes.
 """
@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.cli import run_main
 from preprocessing.crops import read_image, write_array
-from preprocessing.dfdc import Video, cropped_videos, crops_folder, landmarks_folder, read_dataset
-from preprocessing.faces import LANDMARK_THRESHOLDS, add_device_option, load_detector
-from preprocessing.files import whole_folder
-from preprocessing.run import run_step, step_parser
+from preprocessing.dataset import Video
+from preprocessing.dfdc import read_dataset
+from preprocessing.faces import LANDMARK_THRESHOLDS, load_detector
+from preprocessing.layout import cropped_videos, crops_dir, landmarks_dir
+from preprocessing.step import run_step, step_parser
+from runtime.cli import run_main
+from runtime.device import add_device_option
+from runtime.files import atomic_folder
 
 BATCH = 16  # crops in memory at a time
 
@@ -31,13 +34,18 @@ def extract_landmarks(video: Video, root: Path, device: str) -> None:
         UserError: a crop cannot be read.
     """
     detector = load_detector(LANDMARK_THRESHOLDS, device)
-    with whole_folder(landmarks_folder(root, video.name)) as folder:
-        paths = sorted(crops_folder(root, video.name).glob("*.png"))
+    with atomic_folder(landmarks_dir(root, video.name)) as folder:
+        paths = sorted(crops_dir(root, video.name).glob("*.png"))
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
-            for path, faces in zip(batch, detector([read_image(path) for path in batch])):
+            for path, faces in zip(
+                batch, detector([read_image(path) for path in batch])
+            ):
                 if len(faces):
-                    write_array(folder / f"{path.stem}.npy", np.around(faces.landmarks[0]).astype(np.int16))
+                    write_array(
+                        folder / f"{path.stem}.npy",
+                        np.around(faces.landmarks[0]).astype(np.int16),
+                    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_step(
         partial(extract_landmarks, root=dataset.root, device=options.device),
         [video for video in dataset.reals if video.name in cut],
-        lambda video: landmarks_folder(dataset.root, video.name),
+        lambda video: landmarks_dir(dataset.root, video.name),
         options,
         "3 extract landmarks",
     )

@@ -15,20 +15,26 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from preprocessing.cli import run_main
 from preprocessing.crops import read_image, write_image
-from preprocessing.dfdc import Video, cropped_videos, crops_folder, diffs_folder, read_dataset
-from preprocessing.files import whole_folder
-from preprocessing.run import run_step, step_parser
+from preprocessing.dataset import Video
+from preprocessing.dfdc import read_dataset
+from preprocessing.layout import cropped_videos, crops_dir, diffs_dir
+from preprocessing.step import run_step, step_parser
+from runtime.cli import run_main
+from runtime.files import atomic_folder
 
 WINDOW = 7  # pixels; scikit-image's default, which the winner used
 
 
 def difference(real: np.ndarray, fake: np.ndarray) -> np.ndarray:
     """1 - SSIM of two crops (H, W, 3) uint8 RGB as grey levels (H, W) uint8. H and W are at least `WINDOW`."""
-    _, similarity = structural_similarity(real, fake, win_size=WINDOW, channel_axis=2, full=True)
+    _, similarity = structural_similarity(
+        real, fake, win_size=WINDOW, channel_axis=2, full=True
+    )
     # SSIM lies in -1..1; a negative one wraps around in the winner's uint8, and so it does here
-    return cv2.cvtColor(((1 - similarity) * 255).astype(np.int64).astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    return cv2.cvtColor(
+        ((1 - similarity) * 255).astype(np.int64).astype(np.uint8), cv2.COLOR_RGB2GRAY
+    )
 
 
 def make_diffs(video: Video, root: Path) -> None:
@@ -37,16 +43,20 @@ def make_diffs(video: Video, root: Path) -> None:
     Raises:
         UserError: a crop cannot be read.
     """
-    left_out: list[str] = []
-    originals = crops_folder(root, video.original)
-    with whole_folder(diffs_folder(root, video.name), left_out) as folder:
-        for path in sorted(crops_folder(root, video.name).glob("*.png")):
+    skipped: list[str] = []
+    originals = crops_dir(root, video.original)
+    with atomic_folder(diffs_dir(root, video.name), skipped) as folder:
+        for path in sorted(crops_dir(root, video.name).glob("*.png")):
             if not (originals / path.name).exists():
-                left_out.append(f"{path.name}: the original {video.original} has no such crop, no diff")
+                skipped.append(
+                    f"{path.name}: the original {video.original} has no such crop, no diff"
+                )
                 continue
             fake, real = read_image(path), read_image(originals / path.name)
             if fake.shape != real.shape or min(fake.shape[:2]) < WINDOW:
-                left_out.append(f"{path.name}: {_size(fake)} cannot be compared with the original's {_size(real)}")
+                skipped.append(
+                    f"{path.name}: {_size(fake)} cannot be compared with the original's {_size(real)}"
+                )
                 continue
             write_image(folder / f"{path.stem}_diff.png", difference(real, fake))
 
@@ -62,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_step(
         partial(make_diffs, root=dataset.root),
         [video for video in dataset.fakes if video.name in cut],
-        lambda video: diffs_folder(dataset.root, video.name),
+        lambda video: diffs_dir(dataset.root, video.name),
         options,
         "4 make diffs",
     )

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from preprocessing.cli import UserError, run_main
-from preprocessing.dfdc import Dataset, cropped_videos, crops_folder, folds_file, read_dataset
-from preprocessing.files import write_csv
-from preprocessing.run import step_parser
-from preprocessing.table import COLUMNS
+from preprocessing.crop_table import COLUMNS
+from preprocessing.dataset import Dataset
+from preprocessing.dfdc import read_dataset
+from preprocessing.layout import cropped_videos, crops_dir, folds_path
+from preprocessing.step import step_parser
+from runtime.cli import UserError, run_main
+from runtime.files import write_csv
 
 FOLDS = 16
 PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the parts left over join the last fold
@@ -36,16 +38,22 @@ def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
     """All crops in order: the number of each one's video in `dataset.videos`, and its file name."""
     numbers, files = array("i"), []
     there = cropped_videos(dataset.root)
-    for number, video in enumerate(tqdm(dataset.videos, desc="5 make folds", unit="video")):
+    for number, video in enumerate(
+        tqdm(dataset.videos, desc="5 make folds", unit="video")
+    ):
         if video.name in there:
-            found = sorted(map(sys.intern, os.listdir(crops_folder(dataset.root, video.name))))
+            found = sorted(
+                map(sys.intern, os.listdir(crops_dir(dataset.root, video.name)))
+            )
             found = [name for name in found if name.endswith(".png")]
             numbers.extend([number] * len(found))
             files += found
     return numbers, files
 
 
-def fold_rows(dataset: Dataset, numbers: array, files: list[str], seed: int) -> Iterator[list]:
+def fold_rows(
+    dataset: Dataset, numbers: array, files: list[str], seed: int
+) -> Iterator[list]:
     """One row of `COLUMNS` for each crop, shuffled by `seed`."""
     parts = {video.name: video.part for video in dataset.videos}
     order = array("i", range(len(files)))
@@ -53,18 +61,29 @@ def fold_rows(dataset: Dataset, numbers: array, files: list[str], seed: int) -> 
     for place in order:
         video, file = dataset.videos[numbers[place]], files[place]
         frame = int(file.split("_")[0])
-        yield [video.name, file, int(video.is_fake), video.original, frame, fold_of_part(parts[video.original])]
+        yield [
+            video.name,
+            file,
+            int(video.is_fake),
+            video.original,
+            frame,
+            fold_of_part(parts[video.original]),
+        ]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
-    parser.add_argument("--seed", type=int, default=777, help="of the order of the rows")
+    parser.add_argument(
+        "--seed", type=int, default=777, help="of the order of the rows"
+    )
     options = parser.parse_args(argv)
     dataset = read_dataset(options.root_dir)
     numbers, files = list_crops(dataset)
     if not files:
-        raise UserError(f"{dataset.root / 'crops'}: holds no crops of these videos; run steps 1 and 2 first")
-    path = folds_file(dataset.root)
+        raise UserError(
+            f"{dataset.root / 'crops'}: holds no crops of these videos; run steps 1 and 2 first"
+        )
+    path = folds_path(dataset.root)
     write_csv(path, COLUMNS, fold_rows(dataset, numbers, files, options.seed))
     fakes = sum(dataset.videos[number].is_fake for number in numbers)
     print(f"5 make folds: {len(files) - fakes} real and {fakes} fake crops in {path}")

@@ -24,11 +24,17 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.cli import UserError, positive_int, run_main
-from preprocessing.dfdc import folds_file, index_file
-from preprocessing.files import TABLE, whole_file, write_csv
-from preprocessing.run import run_step, step_parser
-from preprocessing.table import COLUMNS, PLACE, TEXTS, Crops, read_crops
+from preprocessing.crop_table import (
+    COLUMNS,
+    SHARD_COLUMNS,
+    STRING_COLUMNS,
+    CropTable,
+    read_crop_table,
+)
+from preprocessing.layout import folds_path, shard_index_path
+from preprocessing.step import run_step, step_parser
+from runtime.cli import UserError, positive_int, run_main
+from runtime.files import atomic_file, open_csv, write_csv
 
 SHARD_CROPS = 2000  # some 250 MB of DFDC's, landmarks and diffs included
 
@@ -52,7 +58,7 @@ class Shard:
         return self.path.with_suffix(".tar")
 
 
-def plan_shards(crops: Crops, folder: Path, shard_crops: int) -> list[Shard]:
+def plan_shards(crops: CropTable, folder: Path, shard_crops: int) -> list[Shard]:
     """The shards of all crops, by fold, kind and number."""
     shards = []
     for fold in np.unique(crops["fold"]).tolist():
@@ -70,44 +76,56 @@ def pack_shard(shard: Shard, root: Path, digest: str) -> None:
         UserError: a crop is not there any more.
     """
     crops = _read_crops(root, digest)
-    mine = _rows_of(crops, shard.fold, shard.label)[shard.number * shard.crops :][: shard.crops]
+    mine = _rows_of(crops, shard.fold, shard.label)[shard.number * shard.crops :][
+        : shard.crops
+    ]
     rows = []
-    with whole_file(shard.tar) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        atomic_file(shard.tar) as temporary,
+        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for number, row in enumerate(mine.tolist()):
             start = tar.offset
             values = {column: _value(crops, column, row) for column in COLUMNS}
-            for ending, data in (*_files(crops, row), ("json", json.dumps(values).encode())):
+            for ending, data in (
+                *_files(crops, row),
+                ("json", json.dumps(values).encode()),
+            ):
                 entry = tarfile.TarInfo(f"{number:08}.{ending}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
             rows.append([*values.values(), shard.tar.name, start, tar.offset - start])
-    write_csv(shard.path, COLUMNS + PLACE, rows)
+    write_csv(shard.path, COLUMNS + SHARD_COLUMNS, rows)
 
 
-def _files(crops: Crops, row: int) -> Iterator[tuple[str, bytes]]:
+def _files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
     """The files of a crop by their endings."""
     files = crops.files(row)
     try:
         yield "png", files.png.read_bytes()
     except OSError as error:
-        raise UserError(f"{files.png}: cannot be read ({error.strerror}); run steps 2 and 5 again") from error
+        raise UserError(
+            f"{files.png}: cannot be read ({error.strerror}); run steps 2 and 5 again"
+        ) from error
     for ending, path in (("npy", files.npy), ("diff.png", files.diff)):
         if path.exists():
             yield ending, path.read_bytes()
 
 
-def _value(crops: Crops, column: str, row: int) -> str | int:
-    return crops.name(column, row) if column in TEXTS else int(crops[column][row])
+def _value(crops: CropTable, column: str, row: int) -> str | int:
+    return (
+        crops.name(column, row) if column in STRING_COLUMNS else int(crops[column][row])
+    )
 
 
-def _rows_of(crops: Crops, fold: int, label: int) -> np.ndarray:
+def _rows_of(crops: CropTable, fold: int, label: int) -> np.ndarray:
     return np.flatnonzero((crops["fold"] == fold) & (crops["label"] == label))
 
 
 @cache
-def _read_crops(root: Path, digest: str) -> Crops:
+def _read_crops(root: Path, digest: str) -> CropTable:
     """Once in each worker and for each state of folds.csv, instead of the rows of each shard with each."""
-    return read_crops(root)
+    return read_crop_table(root)
 
 
 def _begin(folder: Path, made_from: dict) -> None:
@@ -115,24 +133,29 @@ def _begin(folder: Path, made_from: dict) -> None:
     note = folder / "made_from.json"
     if not note.exists() or json.loads(note.read_text()) != made_from:
         shutil.rmtree(folder, ignore_errors=True)
-        with whole_file(note) as temporary:
+        with atomic_file(note) as temporary:
             temporary.write_text(json.dumps(made_from))
 
 
 def _index_rows(shards: list[Shard]) -> Iterator[list[str]]:
     """The rows of the shards' own tables."""
     for shard in shards:
-        with open(shard.path, **TABLE) as file:
+        with open_csv(shard.path) as file:
             yield from list(csv.reader(file))[1:]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
-    parser.add_argument("--shard-crops", type=positive_int, default=SHARD_CROPS, help="crops in a shard, at most")
+    parser.add_argument(
+        "--shard-crops",
+        type=positive_int,
+        default=SHARD_CROPS,
+        help="crops in a shard, at most",
+    )
     options = parser.parse_args(argv)
     root = options.root_dir
-    crops, index = read_crops(root), index_file(root)
-    digest = hashlib.sha256(folds_file(root).read_bytes()).hexdigest()
+    crops, index = read_crop_table(root), shard_index_path(root)
+    digest = hashlib.sha256(folds_path(root).read_bytes()).hexdigest()
     _begin(index.parent, {"folds.csv": digest, "shard_crops": options.shard_crops})
     shards = plan_shards(crops, index.parent, options.shard_crops)
     status = run_step(
@@ -144,8 +167,10 @@ def main(argv: list[str] | None = None) -> int:
         unit="shard",
     )
     if all(shard.path.exists() for shard in shards):
-        write_csv(index, COLUMNS + PLACE, _index_rows(shards))
-        print(f"6 pack shards: {len(crops)} crops in {len(shards)} shards, listed in {index}")
+        write_csv(index, COLUMNS + SHARD_COLUMNS, _index_rows(shards))
+        print(
+            f"6 pack shards: {len(crops)} crops in {len(shards)} shards, listed in {index}"
+        )
     return status
 
 

@@ -9,28 +9,51 @@ Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv, shards}; `
 import sys
 from importlib import import_module
 
-from preprocessing.cli import run_main
-from preprocessing.faces import add_device_option
-from preprocessing.run import keep_workers, step_parser, where_of, worker_arguments
-from preprocessing.table import FORMATS
+from preprocessing.crop_table import FORMATS
+from preprocessing.step import step_parser
+from runtime.cli import run_main
+from runtime.device import add_device_option
+from runtime.executor import executor_arguments, executor_options, persistent_workers
 
 PACKING = "06_pack_shards"
-STEPS = ("01_detect_faces", "02_extract_crops", "03_extract_landmarks", "04_make_diffs", "05_make_folds")
+STEPS = (
+    "01_detect_faces",
+    "02_extract_crops",
+    "03_extract_landmarks",
+    "04_make_diffs",
+    "05_make_folds",
+)
 DETECTING = ("01_detect_faces", "03_extract_landmarks")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     add_device_option(parser)
-    parser.add_argument("--format", choices=FORMATS, default="files", help="of the crops for training: files, or WebDataset "
-                        "shards as well, some large files for a file system that does not like millions")  # fmt: skip
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="files",
+        help="of the crops for training: files, or WebDataset "
+        "shards as well, some large files for a file system that does not like millions",
+    )
     options = parser.parse_args(argv)
-    common = ["--root-dir", options.root_dir, "--max-failures", options.max_failures, *worker_arguments(options)]
-    with keep_workers(where_of(options)):
+    common = [
+        "--root-dir",
+        options.root_dir,
+        "--max-failures",
+        options.max_failures,
+        *executor_arguments(options),
+    ]
+    with persistent_workers(executor_options(options)):
         for step in (*STEPS, PACKING) if options.format == "wds" else STEPS:
             device = ["--device", options.device] if step in DETECTING else []
-            if status := import_module(f"preprocessing.{step}").main([*map(str, common), *device]):
-                print(f"{step}: too many videos failed, see above; the steps after it were not run", file=sys.stderr)
+            if status := import_module(f"preprocessing.{step}").main(
+                [*map(str, common), *device]
+            ):
+                print(
+                    f"{step}: too many videos failed, see above; the steps after it were not run",
+                    file=sys.stderr,
+                )
                 return status
     return 0
 

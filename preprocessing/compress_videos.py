@@ -14,11 +14,12 @@ from pathlib import Path
 
 import av
 
-from preprocessing.cli import UserError, run_main
-from preprocessing.dfdc import Video, read_dataset
-from preprocessing.files import whole_file
-from preprocessing.run import run_step, step_parser
+from preprocessing.dataset import Video
+from preprocessing.dfdc import read_dataset
+from preprocessing.step import run_step, step_parser
 from preprocessing.video import VideoError, decode, open_video
+from runtime.cli import UserError, run_main
+from runtime.files import atomic_file
 
 RATE_FACTORS = (23, 28, 32)  # the winner's; higher is smaller and worse
 
@@ -34,11 +35,21 @@ def compress_video(video: Video, output: Path, seed: int) -> None:
         VideoError: the video cannot be read, or holds no frame.
     """
     quality = random.Random(f"{seed} {video.name}").choice(RATE_FACTORS)
-    with whole_file(compressed_file(video, output)) as temporary:
-        with open_video(video.path) as source, av.open(str(temporary), "w", format="mp4") as target:
+    with atomic_file(compressed_file(video, output)) as temporary:
+        with (
+            open_video(video.path) as source,
+            av.open(str(temporary), "w", format="mp4") as target,
+        ):
             stream = source.streams.video[0]
-            encoder = target.add_stream("libx264", rate=stream.average_rate, options={"crf": str(quality), "threads": "1"})
-            encoder.width, encoder.height = stream.width - stream.width % 2, stream.height - stream.height % 2
+            encoder = target.add_stream(
+                "libx264",
+                rate=stream.average_rate,
+                options={"crf": str(quality), "threads": "1"},
+            )
+            encoder.width, encoder.height = (
+                stream.width - stream.width % 2,
+                stream.height - stream.height % 2,
+            )
             encoder.pix_fmt = "yuv420p"
             frames = 0
             for frame in decode(source, stream):
@@ -54,11 +65,17 @@ def compress_video(video: Video, output: Path, seed: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True, help="a new DFDC folder")
-    parser.add_argument("--seed", type=int, default=777, help="of the quality of each video")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="a new DFDC folder"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=777, help="of the quality of each video"
+    )
     options = parser.parse_args(argv)
     if options.output_dir.resolve() == options.root_dir.resolve():
-        raise UserError("--output-dir must not be --root-dir: the originals would be overwritten")
+        raise UserError(
+            "--output-dir must not be --root-dir: the originals would be overwritten"
+        )
     dataset = read_dataset(options.root_dir)
     status = run_step(
         partial(compress_video, output=options.output_dir, seed=options.seed),
@@ -66,12 +83,12 @@ def main(argv: list[str] | None = None) -> int:
         lambda video: compressed_file(video, options.output_dir),
         options,
         "compress",
-        dataset.troubles,
+        dataset.skipped,
     )
     for metadata in options.root_dir.glob("dfdc_train_part_*/metadata.json"):
         target = options.output_dir / metadata.parent.name
         if target.is_dir():
-            with whole_file(target / metadata.name) as temporary:
+            with atomic_file(target / metadata.name) as temporary:
                 shutil.copyfile(metadata, temporary)
     return status
 

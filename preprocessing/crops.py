@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocessing.cli import UserError
+from runtime.cli import UserError
 
 # OpenCV leaves enlarging to Intel's IPP, which rounds a few pixels in a million differently with each of its code paths
 # (SSE4.2, AVX2, AVX-512) and chooses by processor; that moved scores by up to 0.0008. One path for all machines, the one
@@ -22,13 +22,15 @@ os.environ.setdefault("OPENCV_IPP", "avx2")
 MARGIN_PARTS = 3  # a crop has 1/3 of the box's width and height added on each side (the winner's setting)
 
 
-def full_box(box: Sequence[float]) -> tuple[int, int, int, int]:
+def full_resolution_box(box: Sequence[float]) -> tuple[int, int, int, int]:
     """A half-resolution box (x1, y1, x2, y2) in whole full-resolution pixels, truncated toward zero."""
     x1, y1, x2, y2 = (int(value * 2) for value in box)
     return x1, y1, x2, y2
 
 
-def crop_face(frame: np.ndarray, box: Sequence[float], margin_parts: int = MARGIN_PARTS) -> np.ndarray:
+def crop_face(
+    frame: np.ndarray, box: Sequence[float], margin_parts: int = MARGIN_PARTS
+) -> np.ndarray:
     """Cut a face with its margin out of a full-resolution frame.
 
     Args:
@@ -39,13 +41,19 @@ def crop_face(frame: np.ndarray, box: Sequence[float], margin_parts: int = MARGI
     Returns:
         A view (h, w, 3) into the frame, clipped to it; h or w is 0 where the box lies outside.
     """
-    x1, y1, x2, y2 = full_box(box)
+    x1, y1, x2, y2 = full_resolution_box(box)
     pad_x, pad_y = (x2 - x1) // margin_parts, (y2 - y1) // margin_parts
-    return frame[max(y1 - pad_y, 0) : max(y2 + pad_y, 0), max(x1 - pad_x, 0) : max(x2 + pad_x, 0)]
+    return frame[
+        max(y1 - pad_y, 0) : max(y2 + pad_y, 0), max(x1 - pad_x, 0) : max(x2 + pad_x, 0)
+    ]
 
 
 def resize_longest_side(
-    image: np.ndarray, size: int, down: int = cv2.INTER_AREA, up: int = cv2.INTER_CUBIC, **_: object
+    image: np.ndarray,
+    size: int,
+    down: int = cv2.INTER_AREA,
+    up: int = cv2.INTER_CUBIC,
+    **_: object,
 ) -> np.ndarray:
     """Scale an image so that its longer side is `size` pixels; the shorter side is truncated, and at least 1.
 
@@ -60,7 +68,9 @@ def resize_longest_side(
     scale = size / longest
     new_width = size if width > height else max(int(width * scale), 1)
     new_height = max(int(height * scale), 1) if width > height else size
-    return cv2.resize(image, (new_width, new_height), interpolation=up if scale > 1 else down)
+    return cv2.resize(
+        image, (new_width, new_height), interpolation=up if scale > 1 else down
+    )
 
 
 def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -81,15 +91,23 @@ def read_image(path: Path, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run the preprocessing again") from error
-    return decode_image(data, f"{path}", f"delete the folder {Path(path).parent}", flags)
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); run the preprocessing again"
+        ) from error
+    return decode_image(
+        data, f"{path}", f"delete the folder {Path(path).parent}", flags
+    )
 
 
-def decode_image(data: bytes, name: str, remedy: str, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
+def decode_image(
+    data: bytes, name: str, remedy: str, flags: int = cv2.IMREAD_COLOR_RGB
+) -> np.ndarray:
     """The same of a file's bytes. `name` and `remedy` are for the error."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
-        raise UserError(f"{name}: not an image; {remedy} and run the preprocessing again")
+        raise UserError(
+            f"{name}: not an image; {remedy} and run the preprocessing again"
+        )
     return image
 
 

@@ -4,7 +4,6 @@ Method: Zhang et al., "Joint Face Detection and Alignment using Multi-task Casca
 in facenet-pytorch's implementation, with the winner's thresholds.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +11,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from preprocessing.cli import MachineError
+from runtime.cli import MachineError
+from runtime.device import pick_device
 
 Thresholds = tuple[float, float, float]  # one for each of MTCNN's three networks
 
@@ -30,7 +30,7 @@ class Faces:
     """The K faces of one image, largest first: boxes_K4 xyxy float32, probabilities_K, landmarks_K52 xy float32.
 
     Coordinates are pixels of the image that the detector saw. Landmarks: left eye, right eye, nose, mouth's left and
-    right corner, left and right as the viewer sees them.
+    right corner, left and right as the viewer shared_path them.
     """
 
     boxes: np.ndarray
@@ -45,12 +45,14 @@ class FaceDetector:
     """MTCNN on one device. Calling it with images gives one `Faces` for each."""
 
     def __init__(self, thresholds: Thresholds, device: str = "cpu"):
-        from preprocessing.mtcnn import Cascade  # PyTorch takes seconds to import; steps that only look at crops need not
+        from preprocessing.mtcnn import Cascade
 
         self._thresholds = thresholds
         self._cascade = Cascade(device)
 
-    def __call__(self, images: Sequence[np.ndarray], together: bool = False) -> list[Faces]:
+    def __call__(
+        self, images: Sequence[np.ndarray], together: bool = False
+    ) -> list[Faces]:
         """Detect faces in images (H, W, 3) uint8 RGB, which may differ in size.
 
         Args:
@@ -67,20 +69,33 @@ class FaceDetector:
             return self._detect(images, together)
         except torch.OutOfMemoryError as error:
             if together or len(images) == 1:
-                raise MachineError(f"not enough GPU memory to find faces ({error}); use fewer --workers") from error
+                raise MachineError(
+                    f"not enough GPU memory to find faces ({error}); use fewer --workers"
+                ) from error
         except RuntimeError as error:
             if self._cascade.device.type == "cpu":
                 raise
-            raise MachineError(f"the GPU failed while faces were searched: {error}") from error
+            raise MachineError(
+                f"the GPU failed while faces were searched: {error}"
+            ) from error
         torch.cuda.empty_cache()
         half = len(images) // 2
         return self(images[:half]) + self(images[half:])
 
     def _detect(self, images: Sequence[np.ndarray], together: bool) -> list[Faces]:
-        large = [number for number, image in enumerate(images) if min(image.shape[:2]) >= MIN_FACE_SIZE]
+        large = [
+            number
+            for number, image in enumerate(images)
+            if min(image.shape[:2]) >= MIN_FACE_SIZE
+        ]
         found = [_no_faces() for _ in images]
         if large:
-            results = self._cascade([images[number] for number in large], self._thresholds, MIN_FACE_SIZE, together)
+            results = self._cascade(
+                [images[number] for number in large],
+                self._thresholds,
+                MIN_FACE_SIZE,
+                together,
+            )
             for number, (boxes, landmarks) in zip(large, results):
                 found[number] = _largest_first(boxes, landmarks)
         return found
@@ -105,23 +120,8 @@ def _largest_first(boxes: np.ndarray, landmarks: np.ndarray) -> Faces:
 
 
 def _no_faces() -> Faces:
-    return Faces(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 5, 2), np.float32))
-
-
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """`--device`, which `pick_device` reads."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; auto is the GPU where there is one")
-
-
-def pick_device(name: str) -> str:
-    """What `auto` means on this machine; other names as they are.
-
-    Raises:
-        MachineError: a GPU is asked for and there is none.
-    """
-    import torch
-
-    there_is_one = torch.cuda.is_available()
-    if name.startswith("cuda") and not there_is_one:
-        raise MachineError(f"--device {name}: PyTorch finds no GPU here; use cpu or auto")
-    return ("cuda" if there_is_one else "cpu") if name == "auto" else name
+    return Faces(
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.float32),
+        np.zeros((0, 5, 2), np.float32),
+    )

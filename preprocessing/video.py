@@ -5,7 +5,7 @@ Reads MP4, QuickTime, Matroska, WebM and AVI with any codec of the FFmpeg inside
 
 Videos come from strangers. FFmpeg would follow a playlist to other files and to the network, so the containers that may do
 that are not opened, and no protocol but that of local files is. Frames that are too large are refused before memory is
-taken for them; time and memory of all else are the worker's to bound (`preprocessing.workers`).
+taken for them; time and memory of all else are the worker's to bound (`runtime.workers`).
 """
 
 import stat
@@ -17,9 +17,12 @@ import av
 import cv2
 import numpy as np
 
-from preprocessing.cli import UserError
+from runtime.cli import UserError
 
-CAN_SKIP = ("h264", "hevc")  # FFmpeg's decoders that leave out a frame that no other refers to, one packet at a time
+CAN_SKIP = (
+    "h264",
+    "hevc",
+)  # FFmpeg's decoders that leave out a frame that no other refers to, one packet at a time
 CONTAINERS = "mov,matroska,avi"  # FFmpeg's names of the demuxers of those
 MAX_PIXELS = 2**26  # of a frame: twice those of 8K
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
@@ -47,9 +50,13 @@ def probe(path: Path) -> VideoInfo:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or stream.guessed_rate or 0)
         try:
-            frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+            frames = stream.frames or sum(
+                1 for packet in container.demux(stream) if packet.size
+            )
         except av.FFmpegError as error:
-            raise VideoError(f"{path}: cannot count its frames ({_reason(error)})") from error
+            raise VideoError(
+                f"{path}: cannot count its frames ({_reason(error)})"
+            ) from error
     if frames < 1:
         raise VideoError(f"{path}: the video holds no frames")
     return VideoInfo(frames, fps)
@@ -71,28 +78,30 @@ def read_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, np.nd
     if not len(indices):
         return
     wanted = indices if isinstance(indices, range) else frozenset(indices)
-    times = _display_times(path)
+    times = _presentation_times(path)
     numbers = [number for number in range(len(times)) if number in wanted]
     given = 0
     if len(numbers) < len(times):
         for frame in _decode_wanted(path, [times[number] for number in numbers]):
-            yield numbers[given], upright_rgb(frame)
+            yield numbers[given], frame_to_rgb(frame)
             given += 1
         if given == len(numbers):
             return
     last = numbers[given - 1] if given else -1
     with open_video(path) as container:
         try:
-            for number, frame in enumerate(decode(container, container.streams.video[0])):
+            for number, frame in enumerate(
+                decode(container, container.streams.video[0])
+            ):
                 if number in wanted and number > last:
-                    yield number, upright_rgb(frame)
+                    yield number, frame_to_rgb(frame)
                 if number >= indices[-1]:
                     return
         except av.FFmpegError as error:
             raise VideoError(f"{path}: decoding failed ({_reason(error)})") from error
 
 
-def _display_times(path: Path) -> list[int]:
+def _presentation_times(path: Path) -> list[int]:
     """The time stamp of each frame in the order of display, where frames can be told by it; otherwise nothing."""
     with open_video(path) as container:
         stream = container.streams.video[0]
@@ -100,7 +109,9 @@ def _display_times(path: Path) -> list[int]:
             return []
         try:
             packets = [
-                (packet.pts, packet.is_discard or packet.is_corrupt) for packet in container.demux(stream) if packet.size
+                (packet.pts, packet.is_discard or packet.is_corrupt)
+                for packet in container.demux(stream)
+                if packet.size
             ]
         except av.FFmpegError:
             return []
@@ -117,10 +128,14 @@ def _decode_wanted(path: Path, times: Sequence[int]) -> Iterator[av.VideoFrame]:
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_type = "FRAME"
-        stream.codec_context.thread_count = cv2.getNumThreads()  # what this process may use: 1 in a worker
+        stream.codec_context.thread_count = (
+            cv2.getNumThreads()
+        )  # what this process may use: 1 in a worker
         try:
             for packet in container.demux(stream):
-                stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                stream.codec_context.skip_frame = (
+                    "DEFAULT" if packet.pts in wanted else "NONREF"
+                )
                 for frame in packet.decode():
                     if frame.pts not in wanted:
                         continue
@@ -144,7 +159,9 @@ def open_video(path: Path) -> av.container.InputContainer:
     try:
         # `file:` keeps a name such as `concat:a|b` from being taken for another protocol
         container = av.open(
-            f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS}, metadata_errors="replace"
+            f"file:{path}",
+            options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
+            metadata_errors="replace",
         )
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_reason(error)})") from error
@@ -163,25 +180,39 @@ def _check_stream(path: Path, container: av.container.InputContainer) -> None:
     if codec is None:
         raise VideoError(f"{path}: its codec is not known")
     if codec.width * codec.height > MAX_PIXELS:
-        raise VideoError(f"{path}: announces frames of {codec.width}x{codec.height}, more than {MAX_PIXELS} pixels")
-    codec.options = {"max_pixels": str(MAX_PIXELS)}  # for frames that are larger than announced
+        raise VideoError(
+            f"{path}: announces frames of {codec.width}x{codec.height}, more than {MAX_PIXELS} pixels"
+        )
+    codec.options = {
+        "max_pixels": str(MAX_PIXELS)
+    }  # for frames that are larger than announced
 
 
 def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        what = "a link to a file that is not there" if path.is_symlink() else "no such video file"
+        what = (
+            "a link to a file that is not there"
+            if path.is_symlink()
+            else "no such video file"
+        )
         raise VideoError(f"{path}: {what}") from error
     except OSError as error:
         raise VideoError(f"{path}: cannot be opened ({error.strerror})") from error
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for somebody to write
-        raise VideoError(f"{path}: {'a folder' if path.is_dir() else 'no regular file'}, not a video")
+    if not stat.S_ISREG(
+        status.st_mode
+    ):  # opening a pipe would wait for somebody to write
+        raise VideoError(
+            f"{path}: {'a folder' if path.is_dir() else 'no regular file'}, not a video"
+        )
     if not status.st_size:
         raise VideoError(f"{path}: the file is empty")
 
 
-def decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decode(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
     """All frames in order. A damaged packet is passed over, as OpenCV does."""
     packets = container.demux(stream)
     while True:
@@ -196,10 +227,12 @@ def decode(container: av.container.InputContainer, stream: av.VideoStream) -> It
             continue
 
 
-def upright_rgb(frame: av.VideoFrame) -> np.ndarray:
+def frame_to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """A decoded frame as (H, W, 3) uint8 RGB, turned upright where the container carries a rotation."""
     rgb = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4  # `rotation` is in degrees counter-clockwise, as np.rot90 turns
+    turns = (
+        round(frame.rotation / 90) % 4
+    )  # `rotation` is in degrees counter-clockwise, as np.rot90 turns
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
 
 

@@ -21,7 +21,11 @@ from training.model import DeepFakeClassifier, Normalize
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="faults: 1,000 damaged videos and 30 kills each, not a few")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="faults: 1,000 damaged videos and 30 kills each, not a few",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +57,10 @@ def preprocessed(dfdc, tmp_path_factory) -> Path:
     for step in STEPS:
         options = ["--device", "cpu"] if step in DETECTING else []
         assert (
-            importlib.import_module(f"preprocessing.{step}").main(["--root-dir", str(root), "--workers", "0", *options]) == 0
+            importlib.import_module(f"preprocessing.{step}").main(
+                ["--root-dir", str(root), "--workers", "0", *options]
+            )
+            == 0
         )
     return root
 
@@ -76,9 +83,14 @@ def wake(model: DeepFakeClassifier, size: int, picture: np.ndarray) -> None:
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
     rng = np.random.default_rng(0)
-    cuts = [picture[y : y + size, x : x + size] for y, x in rng.integers(0, len(picture) - size, (32, 2))]
+    cuts = [
+        picture[y : y + size, x : x + size]
+        for y, x in rng.integers(0, len(picture) - size, (32, 2))
+    ]
     with torch.no_grad():
-        logits = model.train()(Normalize((0.5,) * 3, (0.25,) * 3)(torch.from_numpy(np.stack(cuts))))
+        logits = model.train()(
+            Normalize((0.5,) * 3, (0.25,) * 3)(torch.from_numpy(np.stack(cuts)))
+        )
         model.fc.weight /= logits.std()
 
 
@@ -88,8 +100,18 @@ def checkpoints(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     for seed, (name, size) in enumerate((("one", 64), ("two", 96))):
         torch.manual_seed(seed)
-        config = Config(encoder="tf_efficientnet_b0.ns_jft_in1k", pretrained="none", input={"size": size})
+        config = Config(
+            encoder="tf_efficientnet_b0.ns_jft_in1k",
+            pretrained="none",
+            input={"size": size},
+        )
         model = DeepFakeClassifier(config.encoder)
         wake(model, size, skimage.data.astronaut())
-        save_checkpoint(folder / name, epoch=1, state_dict=model.state_dict(), bce_best=0.5, config=config.model_dump())
+        save_checkpoint(
+            folder / name,
+            epoch=1,
+            state_dict=model.state_dict(),
+            bce_best=0.5,
+            config=config.model_dump(),
+        )
     return folder

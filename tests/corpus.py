@@ -17,30 +17,44 @@ import skimage.data
 
 from tests.media import random_frames, turn, write_sound, write_video
 
-ANSWERED, PARTLY, REFUSED = "answered", "partly", "refused"  # a label; a label and a trouble; 0.5 and a trouble
+ANSWERED, PARTLY, REFUSED = (
+    "answered",
+    "partly",
+    "refused",
+)  # a label; a label and a reason; 0.5 and a reason
 NO_FACE = r"no face found in \d+ frames?"
 NOT_A_VIDEO = "not a readable video"
 
 
 @dataclass(frozen=True)
 class Case:
-    """`kind`: of fault, for the table. `trouble`: a pattern of the reason, where there must be one."""
+    """`kind`: of fault, for the table. `reason`: a pattern of the reason, where there must be one."""
 
     kind: str
     name: str
     make: Callable[[Path], object]
     answer: str = ANSWERED
-    trouble: str = ""
+    reason: str = ""
 
-    def fits(self, label: float, faces: int, trouble: str) -> bool:
-        if not re.search(self.trouble, trouble) or bool(trouble) != (self.answer != ANSWERED):
+    def fits(self, label: float, faces: int, reason: str) -> bool:
+        if not re.search(self.reason, reason) or bool(reason) != (
+            self.answer != ANSWERED
+        ):
             return False
-        return label == 0.5 and not faces if self.answer == REFUSED else 0 < label < 1 and label != 0.5 and faces > 0
+        return (
+            label == 0.5 and not faces
+            if self.answer == REFUSED
+            else 0 < label < 1 and label != 0.5 and faces > 0
+        )
 
 
 def portrait(height: int, width: int) -> np.ndarray:
     """The astronaut's head and shoulders, (height, width, 3) uint8 RGB."""
-    return cv2.resize(skimage.data.astronaut()[:300, 70:370], (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(
+        skimage.data.astronaut()[:300, 70:370],
+        (width, height),
+        interpolation=cv2.INTER_AREA,
+    )
 
 
 def people(count: int, tile: int = 160) -> np.ndarray:
@@ -49,7 +63,9 @@ def people(count: int, tile: int = 160) -> np.ndarray:
     image = np.zeros((rows * tile, 4 * tile, 3), np.uint8)
     for number in range(count):
         y, x = divmod(number, 4)
-        image[y * tile : (y + 1) * tile, x * tile : (x + 1) * tile] = portrait(tile, tile)
+        image[y * tile : (y + 1) * tile, x * tile : (x + 1) * tile] = portrait(
+            tile, tile
+        )
     return image
 
 
@@ -91,7 +107,10 @@ def zero_durations(path: Path) -> None:
 
 def latin_tags(path: Path) -> None:
     """A title in another encoding, as old cameras and tools wrote it."""
-    with av.open(str(good(path))) as source, av.open(str(path.with_suffix(".tmp")), "w", format="mp4") as target:
+    with (
+        av.open(str(good(path))) as source,
+        av.open(str(path.with_suffix(".tmp")), "w", format="mp4") as target,
+    ):
         target.metadata["title"] = "Vid@o"
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
@@ -109,7 +128,9 @@ def many_samples(count: int) -> Callable[[Path], None]:
 
     def make(path: Path) -> None:
         data = bytearray(good(path).read_bytes())
-        sizes, chunks, times = (data.index(name) for name in (b"stsz", b"stsc", b"stts"))
+        sizes, chunks, times = (
+            data.index(name) for name in (b"stsz", b"stsc", b"stts")
+        )
         data[sizes + 8 : sizes + 16] = struct.pack(">II", 100, count)
         data[chunks + 16 : chunks + 20] = struct.pack(">I", count)
         data[times + 12 : times + 16] = struct.pack(">I", count)
@@ -122,7 +143,9 @@ def announced_size(side: int) -> Callable[[Path], None]:
     """An AVI whose header announces side x side pixels, in a format whose frames do not tell their own size."""
 
     def make(path: Path) -> None:
-        data = bytearray(write_video(path, film(portrait(200, 200)), "ffv1").read_bytes())
+        data = bytearray(
+            write_video(path, film(portrait(200, 200)), "ffv1").read_bytes()
+        )
         header = data.index(b"strf") + 8
         data[header + 4 : header + 12] = struct.pack("<II", side, side)
         path.write_bytes(data)
@@ -141,7 +164,14 @@ def larger_than_announced(path: Path) -> None:
 
 def ten_hours(path: Path) -> None:
     """36,000 frames, one a second; nothing but the first moves."""
-    write_video(path, [portrait(48, 48)] * 36000, rate=1, preset="ultrafast", g="36000", tune="zerolatency")
+    write_video(
+        path,
+        [portrait(48, 48)] * 36000,
+        rate=1,
+        preset="ultrafast",
+        g="36000",
+        tune="zerolatency",
+    )
 
 
 def text(content: str) -> Callable[[Path], object]:
@@ -150,16 +180,23 @@ def text(content: str) -> Callable[[Path], object]:
 
 def covered_picture(path: Path) -> None:
     """Noise."""
-    write_video(path, list(np.random.default_rng(0).integers(0, 256, (6, 120, 160, 3), np.uint8)))
+    write_video(
+        path,
+        list(np.random.default_rng(0).integers(0, 256, (6, 120, 160, 3), np.uint8)),
+    )
 
 
-def rotated(quarters: int, matrix: tuple[int, int, int, int]) -> Callable[[Path], object]:
+def rotated(
+    quarters: int, matrix: tuple[int, int, int, int]
+) -> Callable[[Path], object]:
     """Filmed with the camera turned, which the container says."""
     image = np.ascontiguousarray(np.rot90(portrait(200, 240), quarters))
     return lambda path: turn(write_video(path, film(image)), matrix)
 
 
-def coded(codec: str, image: np.ndarray | None = None, **options) -> Callable[[Path], object]:
+def coded(
+    codec: str, image: np.ndarray | None = None, **options
+) -> Callable[[Path], object]:
     image = portrait(200, 200) if image is None else image
     return lambda path: write_video(path, film(image), codec, **options)
 
@@ -174,66 +211,262 @@ SOME = r"only \d+ of \d+ frames could be decoded"
 CASES = [
     Case("damaged", "zero bytes.mp4", text(""), REFUSED, "the file is empty"),
     Case("damaged", "text.mp4", text("no video"), REFUSED, NOT_A_VIDEO),
-    *(Case("damaged", f"cut at {share}.mp4", cut(share / 100, False), REFUSED, ".") for share in (1, 10, 50, 90, 99)),
-    *(Case("damaged", f"index in front, cut at {share}.mp4", cut(share / 100, True), REFUSED, ".") for share in (1, 10)),
-    Case("damaged", "index in front, cut at 50.mp4", cut(0.5, True), REFUSED, "none of 24 frames"),
-    *(Case("damaged", f"index in front, cut at {share}.mp4", cut(share / 100, True), PARTLY, SOME) for share in (90, 99)),
-    Case("damaged", "moov missing.mp4", patched(b"moov", b"gone"), REFUSED, NOT_A_VIDEO),
-    Case("damaged", "header only.mp4", lambda path: path.write_bytes(good(path).read_bytes()[:32]), REFUSED, NOT_A_VIDEO),
+    *(
+        Case("damaged", f"cut at {share}.mp4", cut(share / 100, False), REFUSED, ".")
+        for share in (1, 10, 50, 90, 99)
+    ),
+    *(
+        Case(
+            "damaged",
+            f"index in front, cut at {share}.mp4",
+            cut(share / 100, True),
+            REFUSED,
+            ".",
+        )
+        for share in (1, 10)
+    ),
+    Case(
+        "damaged",
+        "index in front, cut at 50.mp4",
+        cut(0.5, True),
+        REFUSED,
+        "none of 24 frames",
+    ),
+    *(
+        Case(
+            "damaged",
+            f"index in front, cut at {share}.mp4",
+            cut(share / 100, True),
+            PARTLY,
+            SOME,
+        )
+        for share in (90, 99)
+    ),
+    Case(
+        "damaged", "moov missing.mp4", patched(b"moov", b"gone"), REFUSED, NOT_A_VIDEO
+    ),
+    Case(
+        "damaged",
+        "header only.mp4",
+        lambda path: path.write_bytes(good(path).read_bytes()[:32]),
+        REFUSED,
+        NOT_A_VIDEO,
+    ),
     Case("damaged", "audio only.mp4", write_sound, REFUSED, "holds no video stream"),
     Case("no file", "a folder.mp4", Path.mkdir, REFUSED, "a folder, not a video"),
-    Case("no file", "dangling link.mp4", lambda path: path.symlink_to("nowhere"), REFUSED, "a link to a file that is not there"),
-    Case("no file", "link to itself.mp4", lambda path: path.symlink_to(path), REFUSED, "cannot be opened"),
+    Case(
+        "no file",
+        "dangling link.mp4",
+        lambda path: path.symlink_to("nowhere"),
+        REFUSED,
+        "a link to a file that is not there",
+    ),
+    Case(
+        "no file",
+        "link to itself.mp4",
+        lambda path: path.symlink_to(path),
+        REFUSED,
+        "cannot be opened",
+    ),
     Case("no file", "pipe.mp4", os.mkfifo, REFUSED, "no regular file, not a video"),
     Case("odd", "one frame.mp4", lambda path: good(path, 1)),
     Case("odd", "no frame count.mkv", good),
-    Case("odd", "fragments.mp4", lambda path: good(path, container={"movflags": "frag_keyframe+empty_moov"})),
+    Case(
+        "odd",
+        "fragments.mp4",
+        lambda path: good(path, container={"movflags": "frag_keyframe+empty_moov"}),
+    ),
     Case("odd", "one frame a second.mp4", lambda path: good(path, rate=1)),
-    Case("odd", "variable frame rate.mp4", lambda path: good(path, times=[0, 1, 5, 6, 30, 31])),
+    Case(
+        "odd",
+        "variable frame rate.mp4",
+        lambda path: good(path, times=[0, 1, 5, 6, 30, 31]),
+    ),
     Case("odd", "no duration.mp4", zero_durations),
     Case("odd", "tags that are no UTF-8.mp4", latin_tags),
-    *(Case("odd", f"{width}x{height}.mov", coded("png", portrait(height, width), pixels="rgb24"), REFUSED, NO_FACE)
-      for width, height in ((1, 1), (17, 3), (33, 1081))),
+    *(
+        Case(
+            "odd",
+            f"{width}x{height}.mov",
+            coded("png", portrait(height, width), pixels="rgb24"),
+            REFUSED,
+            NO_FACE,
+        )
+        for width, height in ((1, 1), (17, 3), (33, 1081))
+    ),
     Case("odd", "201x203.webm", coded("libvpx-vp9", portrait(203, 201))),
-    Case("odd", "4K portrait.mp4", lambda path: write_video(path, film(portrait(3840, 2160), 2), preset="ultrafast")),
+    Case(
+        "odd",
+        "4K portrait.mp4",
+        lambda path: write_video(
+            path, film(portrait(3840, 2160), 2), preset="ultrafast"
+        ),
+    ),
     Case("odd", "turned by 90.mp4", rotated(1, (0, 1, -1, 0))),
     Case("odd", "turned by 180.mp4", rotated(2, (-1, 0, 0, -1))),
     Case("odd", "turned by 270.mp4", rotated(3, (0, -1, 1, 0))),
     Case("odd", "10 bit.mp4", coded("libx265", pixels="yuv420p10le")),
     Case("odd", "10 bit AV1.mkv", coded("libsvtav1", pixels="yuv420p10le")),
     Case("odd", "full range.mp4", coded("libx264", pixels="yuvj420p")),
-    Case("odd", "BT.709.mp4", coded("libx264", colorspace="bt709", color_primaries="bt709", color_trc="bt709")),
-    Case("odd", "BT.601.mp4", coded("libx264", colorspace="smpte170m", color_primaries="smpte170m")),
-    *(Case("format", f"{codec} in {container}.{container}", coded(codec)) for codec, container in (
-        ("libx264", "mp4"), ("libx264", "mkv"), ("libx264", "mov"), ("libx264", "avi"), ("libx265", "mp4"), ("libx265", "mkv"),
-        ("libx265", "mov"), ("libvpx-vp9", "mp4"), ("libvpx-vp9", "webm"), ("libvpx-vp9", "mkv"), ("libsvtav1", "mp4"),
-        ("libsvtav1", "webm"), ("libsvtav1", "mkv"), ("mpeg4", "mp4"), ("mpeg4", "mkv"), ("mpeg4", "mov"), ("mpeg4", "avi"),
-        ("mjpeg", "mov"), ("mjpeg", "mkv"), ("mjpeg", "avi"), ("mjpeg", "mp4"))),
-    Case("picture", "no face.mp4", lambda path: write_video(path, random_frames(6)), REFUSED, NO_FACE),
-    Case("picture", "black.mp4", lambda path: write_video(path, [np.zeros((96, 128, 3), np.uint8)] * 6), REFUSED, NO_FACE),
+    Case(
+        "odd",
+        "BT.709.mp4",
+        coded(
+            "libx264", colorspace="bt709", color_primaries="bt709", color_trc="bt709"
+        ),
+    ),
+    Case(
+        "odd",
+        "BT.601.mp4",
+        coded("libx264", colorspace="smpte170m", color_primaries="smpte170m"),
+    ),
+    *(
+        Case("format", f"{codec} in {container}.{container}", coded(codec))
+        for codec, container in (
+            ("libx264", "mp4"),
+            ("libx264", "mkv"),
+            ("libx264", "mov"),
+            ("libx264", "avi"),
+            ("libx265", "mp4"),
+            ("libx265", "mkv"),
+            ("libx265", "mov"),
+            ("libvpx-vp9", "mp4"),
+            ("libvpx-vp9", "webm"),
+            ("libvpx-vp9", "mkv"),
+            ("libsvtav1", "mp4"),
+            ("libsvtav1", "webm"),
+            ("libsvtav1", "mkv"),
+            ("mpeg4", "mp4"),
+            ("mpeg4", "mkv"),
+            ("mpeg4", "mov"),
+            ("mpeg4", "avi"),
+            ("mjpeg", "mov"),
+            ("mjpeg", "mkv"),
+            ("mjpeg", "avi"),
+            ("mjpeg", "mp4"),
+        )
+    ),
+    Case(
+        "picture",
+        "no face.mp4",
+        lambda path: write_video(path, random_frames(6)),
+        REFUSED,
+        NO_FACE,
+    ),
+    Case(
+        "picture",
+        "black.mp4",
+        lambda path: write_video(path, [np.zeros((96, 128, 3), np.uint8)] * 6),
+        REFUSED,
+        NO_FACE,
+    ),
     Case("picture", "noise.mp4", covered_picture, REFUSED, NO_FACE),
-    Case("picture", "face at the border.mp4", coded("libx264", np.ascontiguousarray(portrait(300, 300)[:, 130:]))),
-    Case("picture", "face over all.mp4", coded("libx264", cv2.resize(skimage.data.astronaut()[50:210, 160:288], (256, 320)))),
+    Case(
+        "picture",
+        "face at the border.mp4",
+        coded("libx264", np.ascontiguousarray(portrait(300, 300)[:, 130:])),
+    ),
+    Case(
+        "picture",
+        "face over all.mp4",
+        coded(
+            "libx264", cv2.resize(skimage.data.astronaut()[50:210, 160:288], (256, 320))
+        ),
+    ),
     Case("picture", "eleven faces.mp4", coded("libx264", people(11))),
-    *(Case("name", name, good) for name in (
-        "with spaces.mp4", "it's \"quoted\".mp4", "two\nlines.mp4", "käse 映画 🎬.mp4", "-leading dash.mp4", "--help.mp4",
-        "concat:a|b.mp4", "http:x.mp4", "comma,semicolon;.mp4", "%d.mp4", "$(touch x).mp4", "CAPITALS.MP4",
-        bytes_name(b"not UTF-8 \xff.mp4"))),
+    *(
+        Case("name", name, good)
+        for name in (
+            "with spaces.mp4",
+            'it\'s "quoted".mp4',
+            "two\nlines.mp4",
+            "käse 映画 🎬.mp4",
+            "-leading dash.mp4",
+            "--help.mp4",
+            "concat:a|b.mp4",
+            "http:x.mp4",
+            "comma,semicolon;.mp4",
+            "%d.mp4",
+            "$(touch x).mp4",
+            "CAPITALS.MP4",
+            bytes_name(b"not UTF-8 \xff.mp4"),
+        )
+    ),
     Case("hostile", "hls.mp4", text(PLAYLIST.format("good.mp4")), REFUSED, NOT_A_VIDEO),
-    Case("hostile", "hls over http.mp4", text(PLAYLIST.format("http://127.0.0.1:9/a.ts")), REFUSED, NOT_A_VIDEO),
-    Case("hostile", "concat.mp4", text("ffconcat version 1.0\nfile 'good.mp4'\n"), REFUSED, NOT_A_VIDEO),
-    Case("hostile", "concat of all.mp4", text("ffconcat version 1.0\nfile '/etc/passwd'\n"), REFUSED, NOT_A_VIDEO),
-    Case("hostile", "sdp.mp4", text("v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"), REFUSED,
-         NOT_A_VIDEO),
-    Case("hostile", "dash.mp4", text('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>'), REFUSED,
-         NOT_A_VIDEO),
-    Case("hostile", "announces 100000x100000.avi", announced_size(100_000), REFUSED, "none of 6 frames"),
-    Case("hostile", "announces 12000x12000.avi", announced_size(12_000), REFUSED, "announces frames of 12000x12000"),
-    Case("hostile", "larger than announced.avi", larger_than_announced, REFUSED, "announces frames of 9000x9000"),
-    Case("hostile", "announces ten hours.mp4", many_samples(900_000), REFUSED, "none of 32 frames"),
-    Case("hostile", "announces four billion frames.mp4", many_samples(2**32 - 1), REFUSED, "none of 32 frames"),
+    Case(
+        "hostile",
+        "hls over http.mp4",
+        text(PLAYLIST.format("http://127.0.0.1:9/a.ts")),
+        REFUSED,
+        NOT_A_VIDEO,
+    ),
+    Case(
+        "hostile",
+        "concat.mp4",
+        text("ffconcat version 1.0\nfile 'good.mp4'\n"),
+        REFUSED,
+        NOT_A_VIDEO,
+    ),
+    Case(
+        "hostile",
+        "concat of all.mp4",
+        text("ffconcat version 1.0\nfile '/etc/passwd'\n"),
+        REFUSED,
+        NOT_A_VIDEO,
+    ),
+    Case(
+        "hostile",
+        "sdp.mp4",
+        text(
+            "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"
+        ),
+        REFUSED,
+        NOT_A_VIDEO,
+    ),
+    Case(
+        "hostile",
+        "dash.mp4",
+        text('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>'),
+        REFUSED,
+        NOT_A_VIDEO,
+    ),
+    Case(
+        "hostile",
+        "announces 100000x100000.avi",
+        announced_size(100_000),
+        REFUSED,
+        "none of 6 frames",
+    ),
+    Case(
+        "hostile",
+        "announces 12000x12000.avi",
+        announced_size(12_000),
+        REFUSED,
+        "announces frames of 12000x12000",
+    ),
+    Case(
+        "hostile",
+        "larger than announced.avi",
+        larger_than_announced,
+        REFUSED,
+        "announces frames of 9000x9000",
+    ),
+    Case(
+        "hostile",
+        "announces ten hours.mp4",
+        many_samples(900_000),
+        REFUSED,
+        "none of 32 frames",
+    ),
+    Case(
+        "hostile",
+        "announces four billion frames.mp4",
+        many_samples(2**32 - 1),
+        REFUSED,
+        "none of 32 frames",
+    ),
     Case("hostile", "ten hours.mp4", ten_hours, REFUSED, NO_FACE),
-]  # fmt: skip
+]
 
 
 def write_corpus(folder: Path) -> None:
@@ -249,7 +482,16 @@ def write_seeds(folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     image = people(2, 96)[:, :192]
     one = write_video(folder / "seed.mp4", film(image, 16), bf="2", g="8")
-    return [one, write_video(folder / "seed.webm", film(image, 16), "libvpx-vp9", g="8", deadline="realtime")]
+    return [
+        one,
+        write_video(
+            folder / "seed.webm",
+            film(image, 16),
+            "libvpx-vp9",
+            g="8",
+            deadline="realtime",
+        ),
+    ]
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from inference.aggregate import RULES, ensemble_label, winner
-from inference.pipeline import frame_numbers
+from inference.extraction import frame_numbers
 
 
 def slow_winner(scores):
@@ -46,22 +46,34 @@ def random_scores():
     rng = np.random.default_rng(0)
     for count in range(1, 128):
         for _ in range(25):
-            yield rng.beta(*rng.choice([0.05, 0.3, 1.0, 3.0], 2), count).astype(np.float32)
+            yield rng.beta(*rng.choice([0.05, 0.3, 1.0, 3.0], 2), count).astype(
+                np.float32
+            )
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rule_equals_its_slow_version(rule):
     for scores in random_scores():
-        assert RULES[rule](scores) == pytest.approx(SLOW[rule]([float(s) for s in scores]), abs=1e-6)
+        assert RULES[rule](scores) == pytest.approx(
+            SLOW[rule]([float(s) for s in scores]), abs=1e-6
+        )
 
 
 def test_the_random_vectors_take_every_branch_of_the_winners_rule():
     branches = {"fakes": 0, "reals": 0, "all": 0, "too few fakes": 0}
     for scores in random_scores():
         fakes, answer = scores[scores > 0.8], winner(scores)
-        kind = "all" if answer == float(scores.mean()) else "fakes" if answer > scores.mean() else "reals"
+        kind = (
+            "all"
+            if answer == float(scores.mean())
+            else "fakes"
+            if answer > scores.mean()
+            else "reals"
+        )
         branches[kind] += 1
-        branches["too few fakes"] += kind != "fakes" and len(fakes) > len(scores) // 2.5 and len(fakes) <= 11
+        branches["too few fakes"] += (
+            kind != "fakes" and len(fakes) > len(scores) // 2.5 and len(fakes) <= 11
+        )
     assert min(branches.values()) > 50, branches
 
 
@@ -71,26 +83,38 @@ def test_what_holds_for_every_rule(rule):
     rng = np.random.default_rng(1)
     for scores in random_scores():
         answer = RULES[rule](scores)
-        low, high = (0.01, 0.99) if rule == "confidence" else (scores.min(), scores.max())
+        low, high = (
+            (0.01, 0.99) if rule == "confidence" else (scores.min(), scores.max())
+        )
         if len(scores) > 1 or rule != "winner-exact":
             assert low - 1e-6 <= answer <= high + 1e-6
         assert RULES[rule](rng.permutation(scores)) == pytest.approx(answer, abs=1e-6)
 
 
-@pytest.mark.parametrize("scores, expected", [
-    ([0.9], 0.9), ([0.1], 0.1),  # one face: the rule as it stands
-    ([0.9] * 11 + [0.5], 10.4 / 12),  # eleven fakes are not enough
-    ([0.9] * 12 + [0.5], 0.9),
-    ([0.9] * 12 + [0.5] * 18, (10.8 + 9) / 30),  # 12 of 30 is not more than 30 // 2.5
-    ([0.1] * 19 + [0.7], 0.1), ([0.1] * 9 + [0.7], 0.16),  # nine tenths must be exceeded
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scores, expected",
+    [
+        ([0.9], 0.9),
+        ([0.1], 0.1),  # one face: the rule as it stands
+        ([0.9] * 11 + [0.5], 10.4 / 12),  # eleven fakes are not enough
+        ([0.9] * 12 + [0.5], 0.9),
+        (
+            [0.9] * 12 + [0.5] * 18,
+            (10.8 + 9) / 30,
+        ),  # 12 of 30 is not more than 30 // 2.5
+        ([0.1] * 19 + [0.7], 0.1),
+        ([0.1] * 9 + [0.7], 0.16),  # nine tenths must be exceeded
+    ],
+)
 def test_the_winners_rule_by_hand(scores, expected):
     assert winner(np.array(scores)) == pytest.approx(expected)
 
 
 def test_the_two_accidents_are_kept_under_their_own_name():
     one, many = np.array([0.9]), np.array([0.1] * 127 + [0.9] * 73)
-    assert [RULES[rule](one) for rule in ("winner", "winner-exact")] == pytest.approx([0.9, 0.5])
+    assert [RULES[rule](one) for rule in ("winner", "winner-exact")] == pytest.approx(
+        [0.9, 0.5]
+    )
     # 73 of 200 are no majority; without those after the 127th all are real
     assert RULES["winner"](many) == pytest.approx((12.7 + 65.7) / 200)
     assert RULES["winner-exact"](many) == pytest.approx(0.1)
@@ -104,7 +128,9 @@ def test_confidence_by_hand():
 
 
 def test_the_ensemble_is_the_mean_over_networks_and_no_face_is_a_half():
-    assert ensemble_label([np.array([0.1]), np.array([0.9]), np.array([0.2])]) == pytest.approx(0.4)
+    assert ensemble_label(
+        [np.array([0.1]), np.array([0.9]), np.array([0.2])]
+    ) == pytest.approx(0.4)
     assert ensemble_label([np.zeros(0), np.zeros(0)]) == 0.5
     # NtechLab took the faces of all networks together
     both = ensemble_label([np.array([0.75]), np.array([0.0])], "confidence")
@@ -112,6 +138,9 @@ def test_the_ensemble_is_the_mean_over_networks_and_no_face_is_a_half():
 
 
 def test_frame_numbers():
-    assert frame_numbers(300, 32)[:5] == [0, 9, 19, 28, 38] and frame_numbers(300, 32)[-1] == 299
+    assert (
+        frame_numbers(300, 32)[:5] == [0, 9, 19, 28, 38]
+        and frame_numbers(300, 32)[-1] == 299
+    )
     assert frame_numbers(751, 4) == [0, 250, 500, 750]
     assert frame_numbers(3, 32) == [0, 1, 2] and frame_numbers(1, 32) == [0]

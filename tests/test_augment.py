@@ -22,8 +22,13 @@ from benchmarks.augmentation import (
     digests,
     measure,
     portrait_crops,
-)  # fmt: skip
-from training.augment import TrainingTransform, plain_transform, shift_hue, shift_pca
+)
+from training.augment import (
+    TrainingTransform,
+    fancy_pca,
+    hue_saturation_value,
+    plain_transform,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,9 @@ def test_same_seed_same_image_other_seed_other_image(crop):
     for seed in range(20):
         two(crop, seed + 1000)  # what was done before does not matter
         np.testing.assert_array_equal(one(crop, seed), two(crop, seed))
-    assert len({one(crop, seed).tobytes() for seed in range(50)}) > 40  # now and then none is applied
+    assert (
+        len({one(crop, seed).tobytes() for seed in range(50)}) > 40
+    )  # now and then none is applied
     assert one(crop, 0).shape == (96, 96, 3) and one(crop, 0).dtype == np.uint8
 
 
@@ -53,7 +60,9 @@ def test_transforms_decide_apart_from_each_other(crop):
     images = [transform(crop, seed) for seed in range(400)]
     grey = np.array([np.ptp(image.astype(int), axis=2).max() == 0 for image in images])
     # the crop is taller than wide: without a shift the outer columns are the padding's black
-    still = np.array([image[:, :8].max() == 0 and image[0, 20:76].max() > 0 for image in images])
+    still = np.array(
+        [image[:, :8].max() == 0 and image[0, 20:76].max() > 0 for image in images]
+    )
     assert 0.12 < grey.mean() < 0.28
     assert abs(still[grey].mean() - still[~grey].mean()) < 0.2
 
@@ -85,7 +94,11 @@ def test_jpeg_quality_runs_from_60_to_100(crop):
     qualities = {compressed(quality): quality for quality in range(40, 101)}
     seen = [qualities.get(image.tobytes(), -1) for image in changed(JPEG, crop)]
     assert 420 < len(seen) < 580
-    assert min(seen) in (60, 61) and max(seen) in (99, 100) and abs(np.mean(seen) - 80) < 4 * 12 / np.sqrt(500)
+    assert (
+        min(seen) in (60, 61)
+        and max(seen) in (99, 100)
+        and abs(np.mean(seen) - 80) < 4 * 12 / np.sqrt(500)
+    )
 
 
 def test_pca_shifts_by_hand():
@@ -94,8 +107,12 @@ def test_pca_shifts_by_hand():
     image[::2, :, 0] = 200
     variance = ((50 / 255) ** 2) * 16 / 15
     draws = np.random.default_rng(3).normal(0, 0.1)
-    shift = shift_pca(image, np.random.default_rng(3)).astype(int) - image
-    assert (shift[..., 0] == np.floor(255 * draws * variance)).all() and not shift[..., 1:].any() and shift.any()
+    shift = fancy_pca(image, np.random.default_rng(3)).astype(int) - image
+    assert (
+        (shift[..., 0] == np.floor(255 * draws * variance)).all()
+        and not shift[..., 1:].any()
+        and shift.any()
+    )
 
 
 def test_hue_shifts_by_hand():
@@ -103,33 +120,53 @@ def test_hue_shifts_by_hand():
     image = np.zeros((2, 2, 3), np.uint8)
     image[0] = 200, 100, 100  # hue 0, saturation 127.5, value 200
     rng = np.random.default_rng(4)
-    hue, saturation, value = rng.uniform(-20, 20), rng.uniform(-30, 30), rng.uniform(-20, 20)
-    result = shift_hue(image, np.random.default_rng(4)).astype(float)
+    hue, saturation, value = (
+        rng.uniform(-20, 20),
+        rng.uniform(-30, 30),
+        rng.uniform(-20, 20),
+    )
+    result = hue_saturation_value(image, np.random.default_rng(4)).astype(float)
     for pixel, (s, v) in ((result[0, 0], (127.5, 200)), (result[1, 0], (0, 0))):
-        red, green, blue = colorsys.hsv_to_rgb(hue % 180 / 180, max(s + saturation, 0) / 255, max(v + value, 0) / 255)
-        np.testing.assert_allclose(pixel, np.multiply(255, (red, green, blue)), atol=2.5)
+        red, green, blue = colorsys.hsv_to_rgb(
+            hue % 180 / 180, max(s + saturation, 0) / 255, max(v + value, 0) / 255
+        )
+        np.testing.assert_allclose(
+            pixel, np.multiply(255, (red, green, blue)), atol=2.5
+        )
 
 
 def test_shift_scale_and_turn_stay_in_their_ranges():
     """Read back from an image of its own coordinates: shift by a tenth, scale by a fifth, turn by 10 degrees; black."""
-    moves = np.array([affine(image) for image in changed(GEOMETRY, coordinates())], float)
+    moves = np.array(
+        [affine(image) for image in changed(GEOMETRY, coordinates())], float
+    )
     assert 420 < len(moves) < 580  # p 0.5
     for values, low, high in zip(moves.T, (0.8, -10, -0.1, -0.1), (1.2, 10, 0.1, 0.1)):
         margin = (high - low) / 50
-        assert low - margin / 10 < values.min() < low + margin and high - margin < values.max() < high + margin / 10
-        assert abs(values.mean() - (low + high) / 2) < 4 * (high - low) / np.sqrt(12 * len(moves))
+        assert (
+            low - margin / 10 < values.min() < low + margin
+            and high - margin < values.max() < high + margin / 10
+        )
+        assert abs(values.mean() - (low + high) / 2) < 4 * (high - low) / np.sqrt(
+            12 * len(moves)
+        )
     assert np.nanmax(moves[:, 4]) == 0
 
 
 @pytest.mark.slow
 def test_every_figure_agrees_with_albumentations_1_0_0():
     """Against what 1.0.0 did to the same cuts of the portrait; benchmarks/augmentation.py says how it was recorded."""
-    recorded = json.loads((Path(__file__).parent / "augmentation_2020.json").read_text())
+    recorded = json.loads(
+        (Path(__file__).parent / "augmentation_2020.json").read_text()
+    )
     assert recorded["albumentations"] == "1.0.0"
     transform, crops = TrainingTransform(SIZE), portrait_crops(recorded["crops"])
     figures = measure(transform, crops)
     assert figures.keys() == recorded["figures"].keys()
-    rows = {name: compare(name, recorded["figures"][name], values) for name, values in figures.items()}
+    rows = {
+        name: compare(name, recorded["figures"][name], values)
+        for name, values in figures.items()
+    }
     assert not [row for row, agrees in rows.values() if not agrees]
     assert digests(transform, crops) == recorded["digests"]
 
@@ -144,6 +181,12 @@ def test_plain_transform_is_resize_and_padding(crop):
 def test_importing_does_not_call_home():
     """The library is imported only when a transform is made, and with its version check switched off."""
     code = "import sys, os, training.augment as a; assert 'albumentations' not in sys.modules; a.TrainingTransform(64); print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
-    environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "NO_ALBUMENTATIONS_UPDATE"
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert result.stdout.strip() == "1", result.stderr

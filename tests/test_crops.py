@@ -2,8 +2,15 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocessing.cli import UserError
-from preprocessing.crops import crop_face, full_box, pad_to_square, read_image, resize_longest_side, write_image
+from preprocessing.crops import (
+    crop_face,
+    full_resolution_box,
+    pad_to_square,
+    read_image,
+    resize_longest_side,
+    write_image,
+)
+from runtime.cli import UserError
 
 
 def slow_crop(frame, box):
@@ -32,22 +39,35 @@ def test_crop_equals_the_slow_version():
 
 
 def test_box_is_truncated_toward_zero():
-    assert full_box((10.4, 10.6, -0.4, 20.99)) == (20, 21, 0, 41)
+    assert full_resolution_box((10.4, 10.6, -0.4, 20.99)) == (20, 21, 0, 41)
 
 
-@pytest.mark.parametrize("shape, size, expected", [
-    ((200, 100), 50, (50, 25)), ((100, 200), 50, (25, 50)), ((99, 70), 380, (380, 268)), ((380, 33), 380, (380, 33)),
-    ((1000, 1), 50, (50, 1)), ((7, 7), 64, (64, 64)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape, size, expected",
+    [
+        ((200, 100), 50, (50, 25)),
+        ((100, 200), 50, (25, 50)),
+        ((99, 70), 380, (380, 268)),
+        ((380, 33), 380, (380, 33)),
+        ((1000, 1), 50, (50, 1)),
+        ((7, 7), 64, (64, 64)),
+    ],
+)
 def test_longest_side(shape, size, expected):
-    assert resize_longest_side(np.zeros((*shape, 3), np.uint8), size).shape == (*expected, 3)
+    assert resize_longest_side(np.zeros((*shape, 3), np.uint8), size).shape == (
+        *expected,
+        3,
+    )
 
 
 def test_resize_shrinks_by_area_and_enlarges_by_cubic():
     image = np.random.default_rng(1).integers(0, 256, (40, 20, 3), dtype=np.uint8)
     means = image.reshape(20, 2, 10, 2, 3).mean(axis=(1, 3))
     assert np.abs(resize_longest_side(image, 20).astype(float) - means).max() <= 0.5
-    np.testing.assert_array_equal(resize_longest_side(image, 80), cv2.resize(image, (40, 80), interpolation=cv2.INTER_CUBIC))
+    np.testing.assert_array_equal(
+        resize_longest_side(image, 80),
+        cv2.resize(image, (40, 80), interpolation=cv2.INTER_CUBIC),
+    )
 
 
 def test_padding_is_black_and_centred():

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
-from training.cutout import CHANGED, cut_half, cut_hull, cut_landmark, face_outline, half_masks
+from training.cutout import (
+    CHANGED,
+    face_outline,
+    half_cutout,
+    half_masks,
+    hull_cutout,
+    landmark_cutout,
+)
 
 LANDMARKS = np.array([(41, 74), (75, 72), (58, 91), (46, 111), (75, 109)], np.int16)
 WHITE = np.full((166, 121, 3), 255, np.uint8)
@@ -28,20 +35,37 @@ def test_landmarks_are_cut_as_the_slow_way_cuts_them_and_as_often():
     nothing = np.zeros_like(eyes)
     counts = [0, 0, 0, 0]
     for seed in range(4000):
-        got = black(cut_landmark(WHITE, LANDMARKS, random.Random(seed)))
-        (which,) = [i for i, mask in enumerate((eyes, mouth, nose, nothing)) if np.array_equal(got, mask)]
+        got = black(landmark_cutout(WHITE, LANDMARKS, random.Random(seed)))
+        (which,) = [
+            i
+            for i, mask in enumerate((eyes, mouth, nose, nothing))
+            if np.array_equal(got, mask)
+        ]
         counts[which] += 1
     # 1/2, 1/4, 1/8, 1/8 of 4000, within four standard deviations
-    assert np.abs(np.array(counts) - (2000, 1000, 500, 500)).max() < 4 * np.sqrt(4000 * 0.25)
+    assert np.abs(np.array(counts) - (2000, 1000, 500, 500)).max() < 4 * np.sqrt(
+        4000 * 0.25
+    )
 
 
 def test_the_hulls_halves_make_up_the_outline():
     outline = face_outline(LANDMARKS, *WHITE.shape[:2])
-    filled = cv2.fillPoly(np.zeros(WHITE.shape[:2], np.uint8), [np.round(outline).astype(np.int32)], 1) > 0
-    seen = {black(cut_hull(WHITE, LANDMARKS, random.Random(seed))).tobytes() for seed in range(50)}
+    filled = (
+        cv2.fillPoly(
+            np.zeros(WHITE.shape[:2], np.uint8), [np.round(outline).astype(np.int32)], 1
+        )
+        > 0
+    )
+    seen = {
+        black(hull_cutout(WHITE, LANDMARKS, random.Random(seed))).tobytes()
+        for seed in range(50)
+    }
     halves = [np.frombuffer(mask, bool).reshape(filled.shape) for mask in seen]
     assert len(halves) == 4
-    assert all(0.3 < half.sum() / filled.sum() < 0.7 and not (half & ~filled).any() for half in halves)
+    assert all(
+        0.3 < half.sum() / filled.sum() < 0.7 and not (half & ~filled).any()
+        for half in halves
+    )
     np.testing.assert_array_equal(np.sum(halves, axis=0), 2 * filled)
 
 
@@ -50,32 +74,43 @@ def test_the_outline_holds_the_face_and_turns_with_it(turn):
     matrix = cv2.getRotationMatrix2D((60, 83), turn, 1.0)
     turned = LANDMARKS @ matrix[:, :2].T + matrix[:, 2]
     outline = face_outline(turned, 166, 121).astype(np.float32)
-    assert all(cv2.pointPolygonTest(outline, tuple(point), False) > 0 for point in turned.astype(float))
+    assert all(
+        cv2.pointPolygonTest(outline, tuple(point), False) > 0
+        for point in turned.astype(float)
+    )
     expected = face_outline(LANDMARKS, 166, 121) @ matrix[:, :2].T + matrix[:, 2]
     np.testing.assert_allclose(outline, expected, atol=1e-3)
 
 
 def test_without_landmarks_the_outline_is_the_middle_three_fifths():
     outline = face_outline(None, 200, 100)
-    np.testing.assert_allclose([outline.min(axis=0), outline.max(axis=0)], [(20, 40), (80, 160)])
+    np.testing.assert_allclose(
+        [outline.min(axis=0), outline.max(axis=0)], [(20, 40), (80, 160)]
+    )
 
 
 def test_half_masks_by_hand():
     masks = [mask.tolist() for mask in half_masks(2, 4)]
     assert masks == [
-        [[1, 1, 1, 1], [0, 0, 0, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]],
-        [[1, 1, 0, 0], [1, 1, 0, 0]], [[0, 0, 1, 1], [0, 0, 1, 1]],
-        [[1, 1, 0, 0], [0, 0, 1, 1]], [[0, 0, 1, 1], [1, 1, 0, 0]],
-    ]  # fmt: skip
+        [[1, 1, 1, 1], [0, 0, 0, 0]],
+        [[0, 0, 0, 0], [1, 1, 1, 1]],
+        [[1, 1, 0, 0], [1, 1, 0, 0]],
+        [[0, 0, 1, 1], [0, 0, 1, 1]],
+        [[1, 1, 0, 0], [0, 0, 1, 1]],
+        [[0, 0, 1, 1], [1, 1, 0, 0]],
+    ]
 
 
 def test_a_fake_keeps_what_was_changed():
     diff = np.zeros(WHITE.shape[:2], np.uint8)
     diff[:5, :5] = 200  # 25 changed pixels, all in the upper left quarter
     for seed in range(200):
-        kept = ~black(cut_half(WHITE, diff, True, random.Random(seed)))
+        kept = ~black(half_cutout(WHITE, diff, True, random.Random(seed)))
         assert kept[:5, :5].all() and (diff[kept] > 0).sum() > CHANGED
     hidden = np.zeros_like(diff)  # nothing changed: a fake is left whole, a real is cut
-    assert not black(cut_half(WHITE, hidden, True, random.Random(0))).any()
-    assert all(black(cut_half(WHITE, hidden, False, random.Random(seed))).any() for seed in range(50))
+    assert not black(half_cutout(WHITE, hidden, True, random.Random(0))).any()
+    assert all(
+        black(half_cutout(WHITE, hidden, False, random.Random(seed))).any()
+        for seed in range(50)
+    )
     assert WHITE.min() == 255  # no function changed its argument

@@ -6,12 +6,19 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from preprocessing.cli import UserError
-from preprocessing.table import read_crops
+from preprocessing.crop_table import read_crop_table
+from runtime.cli import UserError
+from runtime.files import open_csv, write_csv
 from tests.media import FAKE, REAL
 from training.augment import plain_transform
 from training.config import Config
-from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops, collate, split_crops
+from training.dataset import (
+    BalancedSampler,
+    TrainingCrops,
+    ValidationCrops,
+    collate,
+    train_val_split,
+)
 
 LABELS = np.array([0] * 10 + [1] * 50)
 
@@ -50,11 +57,29 @@ def test_fewer_processes_take_over_the_others_batches():
     """Step by step, the batches of four processes are those of two with two each, and of one with four."""
 
     def steps(processes, accumulate):
-        drawn = [draw(3, count=6, rank=rank, world_size=processes, batch_size=2, accumulate=accumulate)
-                 for rank in range(processes)]  # fmt: skip
-        cut = [[tuple(items[at : at + 2]) for at in range(0, len(items), 2)] for items in drawn]
-        return [{batch for batches in cut for batch in batches[step * accumulate : (step + 1) * accumulate]}
-                for step in range(3)]  # fmt: skip
+        drawn = [
+            draw(
+                3,
+                count=6,
+                rank=rank,
+                world_size=processes,
+                batch_size=2,
+                accumulate=accumulate,
+            )
+            for rank in range(processes)
+        ]
+        cut = [
+            [tuple(items[at : at + 2]) for at in range(0, len(items), 2)]
+            for items in drawn
+        ]
+        return [
+            {
+                batch
+                for batches in cut
+                for batch in batches[step * accumulate : (step + 1) * accumulate]
+            }
+            for step in range(3)
+        ]
 
     assert steps(4, 1) == steps(2, 2) == steps(1, 4)
     assert [len(batches) for batches in steps(4, 1)] == [4, 4, 4]
@@ -75,33 +100,49 @@ def data(preprocessed, tmp_path):
 
 
 def test_a_training_item_follows_from_its_seed(data):
-    crops = read_crops(data)
+    crops = read_crop_table(data)
     dataset = TrainingCrops(crops, Config(input={"size": 64}))
     one, again, other = (dataset[item] for item in ((0, 5), (0, 5), (0, 6)))
     np.testing.assert_array_equal(one["image"], again["image"])
     assert (one["image"] != other["image"]).any()
-    labels = {int(crops["label"][row]): float(dataset[row, 1]["label"]) for row in range(len(crops))}
+    labels = {
+        int(crops["label"][row]): float(dataset[row, 1]["label"])
+        for row in range(len(crops))
+    }
     assert labels == pytest.approx({0: 0.01, 1: 0.99})
     batch = collate([one, other])
-    assert batch["image"].shape == (2, 64, 64, 3) and batch["label"].shape == (2,) and batch["broken"] == [[], []]
+    assert (
+        batch["image"].shape == (2, 64, 64, 3)
+        and batch["label"].shape == (2,)
+        and batch["broken"] == [[], []]
+    )
 
 
 def test_without_augmentation_and_cutouts_a_crop_is_itself(data):
-    crops = read_crops(data)
-    config = Config(input={"size": 64}, augmented=0, landmark_cutout=0, hull_cutout=0, half_cutout=0)
+    crops = read_crop_table(data)
+    config = Config(
+        input={"size": 64}, augmented=0, landmark_cutout=0, hull_cutout=0, half_cutout=0
+    )
     for row in range(len(crops)):
         expected = ValidationCrops(crops, 64)[row]["image"]
-        np.testing.assert_array_equal(TrainingCrops(crops, config)[row, 9]["image"], expected)
+        np.testing.assert_array_equal(
+            TrainingCrops(crops, config)[row, 9]["image"], expected
+        )
 
 
 def test_each_cutout_is_taken_as_often_as_the_recipe_says(data):
     """With landmarks: 0.7 landmarks (an eighth of them cut nothing), else 0.2 hull, else 0.1 half."""
-    crops = read_crops(data)
+    crops = read_crop_table(data)
     reals = crops.where((names(crops) == REAL) & (crops["frame"] == 0))
     dataset = TrainingCrops(reals, Config(input={"size": 64}, augmented=0))
     plain = plain_transform(dataset._read(0, random.Random(1)) * 0 + 255, 64)
     inside = plain[..., 0] > 0
-    shares = np.array([(dataset[0, seed]["image"].max(axis=2) == 0)[inside].mean() for seed in range(1500)])
+    shares = np.array(
+        [
+            (dataset[0, seed]["image"].max(axis=2) == 0)[inside].mean()
+            for seed in range(1500)
+        ]
+    )
     untouched = 0.7 / 8 + 0.3 * 0.8 * 0.9
     assert abs((shares < 0.005).mean() - untouched) < 4 * np.sqrt(0.25 / 1500)
     assert abs((shares > 0.4).mean() - 0.3 * 0.8 * 0.1) < 4 * np.sqrt(0.03 / 1500)
@@ -109,11 +150,17 @@ def test_each_cutout_is_taken_as_often_as_the_recipe_says(data):
 
 def test_a_broken_crop_is_named_and_replaced_by_one_of_its_kind(data):
     (data / "crops" / FAKE / "0_0.png").write_bytes(b"")
-    crops = read_crops(data)
+    crops = read_crop_table(data)
     dataset = TrainingCrops(crops, Config(input={"size": 64}))
-    (row,) = np.flatnonzero((names(crops) == FAKE) & (names(crops, "file") == "0_0.png"))
+    (row,) = np.flatnonzero(
+        (names(crops) == FAKE) & (names(crops, "file") == "0_0.png")
+    )
     item = dataset[row, 3]
-    assert item["label"] == pytest.approx(0.99) and len(item["broken"]) >= 1 and f"{FAKE}/0_0.png" in item["broken"][0]
+    assert (
+        item["label"] == pytest.approx(0.99)
+        and len(item["broken"]) >= 1
+        and f"{FAKE}/0_0.png" in item["broken"][0]
+    )
     with pytest.raises(UserError, match="0_0.png: not an image"):
         ValidationCrops(crops, 64)[row]
     for path in (data / "crops" / FAKE).iterdir():
@@ -125,29 +172,41 @@ def test_a_broken_crop_is_named_and_replaced_by_one_of_its_kind(data):
 def test_a_broken_landmark_file_counts_as_a_broken_crop(data):
     for path in (data / "landmarks" / REAL).iterdir():
         path.write_bytes(b"no array")
-    crops = read_crops(data)
+    crops = read_crop_table(data)
     with pytest.raises(UserError, match=f"landmarks/{REAL}"):
-        TrainingCrops(crops.where(names(crops) == REAL), Config(input={"size": 64}))[0, 1]
+        TrainingCrops(crops.where(names(crops) == REAL), Config(input={"size": 64}))[
+            0, 1
+        ]
 
 
 def test_folds_are_split_and_every_second_frame_validates(data):
-    crops = read_crops(data)
+    crops = read_crop_table(data)
     with pytest.raises(UserError, match="the other folds hold no FAKE crop.*--fold"):
-        split_crops(crops, 0, 20)
-    rows = list(csv.reader(open(data / "folds.csv")))
-    rows += [[*row[:-1], "2"] for row in rows[1:] if row[-1] == "0"]
-    csv.writer(open(data / "folds.csv", "w", newline="")).writerows(rows)
-    training, validation = split_crops(read_crops(data), 0, 20)
-    assert set(training["fold"]) == {1, 2} and set(validation["fold"]) == {0} and set(validation["frame"]) == {0, 20}
+        train_val_split(crops, 0, 20)
+    with open_csv(data / "folds.csv") as file:
+        header, *rows = csv.reader(file)
+    rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]
+    write_csv(data / "folds.csv", header, rows)
+    training, validation = train_val_split(read_crop_table(data), 0, 20)
+    assert (
+        set(training["fold"]) == {1, 2}
+        and set(validation["fold"]) == {0}
+        and set(validation["frame"]) == {0, 20}
+    )
 
 
-@pytest.mark.parametrize("text, words", [
-    (None, "preprocess_data.sh"), ("", "lacks the column"), ("video,file,label,original,frame\n", "lacks the column fold"),
-    ("video,file,label,original,frame,fold\n", "lists no crops"),
-    ("video,file,label,original,frame,fold\na,0_0.png,zero,a,0,0\n", "line 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "preprocess_data.sh"),
+        ("", "lacks the column"),
+        ("video,file,label,original,frame\n", "lacks the column fold"),
+        ("video,file,label,original,frame,fold\n", "lists no crops"),
+        ("video,file,label,original,frame,fold\na,0_0.png,zero,a,0,0\n", "line 2"),
+    ],
+)
 def test_a_bad_folds_csv_is_named(tmp_path, text, words):
     if text is not None:
         (tmp_path / "folds.csv").write_text(text)
     with pytest.raises(UserError, match=f"folds.csv.*{words}"):
-        read_crops(tmp_path)
+        read_crop_table(tmp_path)

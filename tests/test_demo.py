@@ -14,9 +14,10 @@ import pytest
 from demo import make_dataset
 from demo.actors import Scene, make_actor
 from demo.face_swap import FaceSwap
-from inference import predict, score
-from preprocessing.cli import UserError
+from evaluation import score
+from inference import predict
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
+from runtime.cli import UserError
 from tests.test_preprocessing import STEPS
 from tests.test_train import ROOT
 from training import train
@@ -54,7 +55,9 @@ def test_drawn_faces_are_found_where_they_were_drawn():
             (faces,) = detector([half_size(scene.draw(time))])
             assert len(faces) == 1
             drawn = scene.landmarks(0, time)[:5]
-            drawn = drawn if drawn[0, 0] < drawn[1, 0] else drawn[[1, 0, 2, 4, 3]]  # a mirrored actor
+            drawn = (
+                drawn if drawn[0, 0] < drawn[1, 0] else drawn[[1, 0, 2, 4, 3]]
+            )  # a mirrored actor
             errors.append(np.abs(2 * faces.landmarks[0] - drawn).mean())
     assert np.median(errors) < 3  # pixels
 
@@ -95,11 +98,16 @@ def test_the_layout_is_dfdcs(data):
                 assert entries[entry["original"]]["label"] == "REAL"
                 originals[name] = entry["original"]
         with av.open(str(next(folder.glob("*.mp4")))) as container:
-            assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
+            assert [stream.codec_context.name for stream in container.streams] == [
+                "h264",
+                "aac",
+            ]
             assert container.streams.video[0].frames == 40
     with open(data / "test_videos" / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["filename"] for row in rows} == {path.name for path in (data / "test_videos").glob("*.mp4")}
+    assert {row["filename"] for row in rows} == {
+        path.name for path in (data / "test_videos").glob("*.mp4")
+    }
     assert [row["label"] for row in rows].count("1") == 20 == len(rows) / 2
     difficulties = [float(row["difficulty"]) for row in rows if row["label"] == "1"]
     assert 0 <= min(difficulties) < max(difficulties) <= 0.3
@@ -115,9 +123,19 @@ def test_data_of_other_options_is_not_mixed_in(data, capsys):
 @pytest.mark.slow
 def test_test_actors_are_new():
     options = argparse.Namespace(shots=2, fakes=2, frames=10, difficulty=(0, 1))
-    training = [clip for clip in make_dataset.plan_folder(Path("a"), list(range(40)), options)]
-    testing = [clip for clip in make_dataset.plan_folder(Path("b"), list(range(1000, 1012)), options)]
-    people = [{person for clip in clips for person in clip.actors + clip.donors} for clips in (training, testing)]
+    training = [
+        clip for clip in make_dataset.plan_folder(Path("a"), list(range(40)), options)
+    ]
+    testing = [
+        clip
+        for clip in make_dataset.plan_folder(
+            Path("b"), list(range(1000, 1012)), options
+        )
+    ]
+    people = [
+        {person for clip in clips for person in clip.actors + clip.donors}
+        for clips in (training, testing)
+    ]
     assert not people[0] & people[1] and len(people[1]) == 12
     assert {len(clip.actors) for clip in training} == {1, 2}
     assert not any(set(clip.donors) & set(clip.actors) for clip in training)
@@ -140,7 +158,9 @@ def shuffle_labels(path, inverse):
         half = set(rng.choice(sorted(videos), len(videos) // 2, replace=False))
         wrong |= videos - half if inverse else half
     crops = Counter((row[2], row[0] in wrong) for row in training)
-    assert len(set(crops.values())) == 1, "of each kind, as many crops with a wrong label as with a right one"
+    assert len(set(crops.values())) == 1, (
+        "of each kind, as many crops with a wrong label as with a right one"
+    )
     for row in rows:
         if row[0] in wrong:
             row[2] = "10"[int(row[2])]
@@ -158,14 +178,55 @@ def test_the_network_learns_from_true_labels_and_not_from_shuffled_ones(data, tm
         shuffle_labels(roots[kind] / "folds.csv", kind == "inverse")
     for kind, root in roots.items():
         out = tmp_path / kind
-        settings = ["epochs=1", "batches_per_epoch=100", "max_iterations=100", "input.size=80", "augmented=0",
-                    "landmark_cutout=0", "hull_cutout=0", "half_cutout=0", "input.frames_per_video=8"]  # fmt: skip
-        train.main(["--config", str(ROOT / "configs/demo.yaml"), "--data-dir", str(root), "--output-dir", str(out), "--logdir",
-                    str(out / "logs"), "--workers", "1", "--device", "cpu", "--seed", "1", "--set", *settings])  # fmt: skip
-        predict.main(["--test-dir", str(data / "test_videos"), "--output", str(out / "submission.csv"), "--weights-dir", str(out),
-                      "--models", "1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_0", "--device", "cpu"])  # fmt: skip
-        answers = score.read_answers(data / "test_videos" / "labels.csv")
-        scores[kind] = score.score(score.read_submission(out / "submission.csv"), answers)
+        settings = [
+            "epochs=1",
+            "batches_per_epoch=100",
+            "max_iterations=100",
+            "input.size=80",
+            "augmented=0",
+            "landmark_cutout=0",
+            "hull_cutout=0",
+            "half_cutout=0",
+            "input.frames_per_video=8",
+        ]
+        train.main(
+            [
+                "--config",
+                str(ROOT / "configs/demo.yaml"),
+                "--data-dir",
+                str(root),
+                "--output-dir",
+                str(out),
+                "--logdir",
+                str(out / "logs"),
+                "--workers",
+                "1",
+                "--device",
+                "cpu",
+                "--seed",
+                "1",
+                "--set",
+                *settings,
+            ]
+        )
+        predict.main(
+            [
+                "--test-dir",
+                str(data / "test_videos"),
+                "--output",
+                str(out / "submission.csv"),
+                "--weights-dir",
+                str(out),
+                "--models",
+                "1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_0",
+                "--device",
+                "cpu",
+            ]
+        )
+        answers = score.read_labels(data / "test_videos" / "labels.csv")
+        scores[kind] = score.score(
+            score.read_submission(out / "submission.csv"), answers
+        )
         print(kind, scores[kind])
     assert scores["true"].auc >= 0.9 and scores["true"].log_loss < 0.5
     # A network that learned nothing of the truth may still sort the videos by how blurred they are, in either direction;

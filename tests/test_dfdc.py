@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from preprocessing.cli import UserError
 from preprocessing.dfdc import read_dataset
+from runtime.cli import UserError
 
 
 def write_part(root, part, entries, files=None):
@@ -23,38 +23,90 @@ def test_a_good_folder(tmp_path):
     write_part(tmp_path, 7, GOOD)
     write_part(tmp_path, 10, {"c.mp4": {"label": "FAKE", "original": "a.mp4"}})
     dataset = read_dataset(tmp_path)
-    found = [(video.name, video.part, video.is_fake, video.original) for video in dataset.videos]
+    found = [
+        (video.name, video.part, video.is_fake, video.original)
+        for video in dataset.videos
+    ]
     assert found == [("a", 7, False, "a"), ("b", 7, True, "a"), ("c", 10, True, "a")]
-    assert not dataset.troubles
+    assert not dataset.skipped
 
 
-@pytest.mark.parametrize("entries, files, words", [
-    ("{not json", [], ["metadata.json", "not JSON"]),
-    ("[1, 2]", [], ["metadata.json", "must map each file name"]),
-    ({"x.mp4": {"split": "train"}}, None, ["metadata.json", "'x.mp4'", "label None", "REAL or FAKE"]),
-    ({"x.mp4": {"label": "FALSE"}}, None, ["'FALSE'"]),
-    ({"x.mp4": {"label": "FAKE", "original": "gone.mp4"}}, None, ["x.mp4", "original gone", "add the part"]),
-    ({"x.mp4": {"label": "FAKE"}}, None, ["x.mp4", 'no "original"']),
-    ({"x.mp4": {"label": "FAKE", "original": "b.mp4"}}, None, ["x.mp4", "itself a FAKE"]),
-    ({"x.mp4": {"label": "REAL"}}, [], ["x.mp4", "no such file"]),
-    ({"../x.mp4": {"label": "REAL"}}, [], ["'../x.mp4'", "plain file name"]),
-    ({"x.mp4": {"label": "FAKE", "original": "/etc/a.mp4"}}, None, ["'/etc/a.mp4'", "plain file name"]),
-    ({"a.mp4": {"label": "REAL"}}, None, ["a.mp4", "taken by"]),
-    *(({name: {"label": "REAL"}}, [], [repr(name), "plain file name"])
-      for name in ("..", ".", "", "...mp4", "..mp4", ".hidden.mp4", "/etc/passwd", "a/../../x.mp4", "nul\0.mp4", "\ud800.mp4")),
-    *(({"x.mp4": {"label": "FAKE", "original": original}}, None, ["plain file name"])
-      for original in ("..", "../a.mp4", "/a.mp4", ["a.mp4"], {"a": 1}, 5, "\ud800")),
-    *(({"x.mp4": {"label": label}}, None, ["REAL or FAKE"]) for label in (["REAL"], {}, 1, True, None)),
-    ("[" * 100_000, [], ["not JSON"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entries, files, words",
+    [
+        ("{not json", [], ["metadata.json", "not JSON"]),
+        ("[1, 2]", [], ["metadata.json", "must map each file name"]),
+        (
+            {"x.mp4": {"split": "train"}},
+            None,
+            ["metadata.json", "'x.mp4'", "label None", "REAL or FAKE"],
+        ),
+        ({"x.mp4": {"label": "FALSE"}}, None, ["'FALSE'"]),
+        (
+            {"x.mp4": {"label": "FAKE", "original": "gone.mp4"}},
+            None,
+            ["x.mp4", "original gone", "add the part"],
+        ),
+        ({"x.mp4": {"label": "FAKE"}}, None, ["x.mp4", 'no "original"']),
+        (
+            {"x.mp4": {"label": "FAKE", "original": "b.mp4"}},
+            None,
+            ["x.mp4", "itself a FAKE"],
+        ),
+        ({"x.mp4": {"label": "REAL"}}, [], ["x.mp4", "no such file"]),
+        ({"../x.mp4": {"label": "REAL"}}, [], ["'../x.mp4'", "plain file name"]),
+        (
+            {"x.mp4": {"label": "FAKE", "original": "/etc/a.mp4"}},
+            None,
+            ["'/etc/a.mp4'", "plain file name"],
+        ),
+        ({"a.mp4": {"label": "REAL"}}, None, ["a.mp4", "taken by"]),
+        *(
+            ({name: {"label": "REAL"}}, [], [repr(name), "plain file name"])
+            for name in (
+                "..",
+                ".",
+                "",
+                "...mp4",
+                "..mp4",
+                ".hidden.mp4",
+                "/etc/passwd",
+                "a/../../x.mp4",
+                "nul\0.mp4",
+                "\ud800.mp4",
+            )
+        ),
+        *(
+            (
+                {"x.mp4": {"label": "FAKE", "original": original}},
+                None,
+                ["plain file name"],
+            )
+            for original in (
+                "..",
+                "../a.mp4",
+                "/a.mp4",
+                ["a.mp4"],
+                {"a": 1},
+                5,
+                "\ud800",
+            )
+        ),
+        *(
+            ({"x.mp4": {"label": label}}, None, ["REAL or FAKE"])
+            for label in (["REAL"], {}, 1, True, None)
+        ),
+        ("[" * 100_000, [], ["not JSON"]),
+    ],
+)
 def test_a_bad_entry_is_named_and_the_rest_is_kept(tmp_path, entries, files, words):
     write_part(tmp_path, 0, GOOD)
     write_part(tmp_path, 1, entries, files)
     dataset = read_dataset(tmp_path)
     assert [video.name for video in dataset.videos] == ["a", "b"]
-    (trouble,) = dataset.troubles
+    (reason,) = dataset.skipped
     for word in words:
-        assert word in f"{trouble.file}: {trouble.reason}"
+        assert word in f"{reason.file}: {reason.reason}"
 
 
 def test_nothing_to_work_on_is_an_error(tmp_path):

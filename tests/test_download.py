@@ -25,14 +25,20 @@ def server():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             data = httpd.files.get(self.path.strip("/"))
-            first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+            first = int(
+                self.headers.get("Range", "bytes=0-")
+                .removeprefix("bytes=")
+                .split("-")[0]
+            )
             httpd.asked.append((self.path.strip("/"), first))
             if data is None:
                 return self.send_error(404)
             self.send_response(206 if first else 200)
             self.send_header("Content-Length", str(len(data) - first))
             if first:
-                self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+                self.send_header(
+                    "Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}"
+                )
             self.end_headers()
             self.wfile.write(data[first : len(data) - httpd.cut])
 
@@ -51,12 +57,19 @@ def server():
 def weights(tmp_path, server):
     """The folder with the script, and a manifest of the files that the server has."""
     shutil.copy(ROOT / "weights" / "download.sh", tmp_path)
-    lines = [f"{name},0,0,{len(data)},{hashlib.sha256(data).hexdigest()}" for name, data in server.files.items()]
-    (tmp_path / "manifest.csv").write_text("\n".join(["name,seed,epoch,bytes,sha256", *lines, ""]))
+    lines = [
+        f"{name},0,0,{len(data)},{hashlib.sha256(data).hexdigest()}"
+        for name, data in server.files.items()
+    ]
+    (tmp_path / "manifest.csv").write_text(
+        "\n".join(["name,seed,epoch,bytes,sha256", *lines, ""])
+    )
     return tmp_path
 
 
-needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed; download.sh needs it")
+needs_curl = pytest.mark.skipif(
+    not shutil.which("curl"), reason="curl is not installed; download.sh needs it"
+)
 
 
 def download(weights, server):
@@ -65,41 +78,71 @@ def download(weights, server):
         "RELEASE_URL": f"http://127.0.0.1:{server.server_address[1]}",
         "NO_PROXY": "*",
     }
-    return subprocess.run(["bash", weights / "download.sh"], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["bash", weights / "download.sh"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_the_published_seven():
     assert len(NAMES) == 7
     assert NAMES[0] == "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36"
     assert [name.split("_")[1] + "_" + name.split("_")[-1] for name in NAMES] == [
-        "111_36", "555_19", "777_29", "777_31", "888_37", "888_40", "999_23"]  # fmt: skip
+        "111_36",
+        "555_19",
+        "777_29",
+        "777_31",
+        "888_37",
+        "888_40",
+        "999_23",
+    ]
 
 
 def test_the_manifest_is_whole():
     with open(ROOT / "weights" / "manifest.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert all(266_910_613 <= int(row["bytes"]) <= 266_910_618 and len(bytes.fromhex(row["sha256"])) == 32 for row in rows)
+    assert all(
+        266_910_613 <= int(row["bytes"]) <= 266_910_618
+        and len(bytes.fromhex(row["sha256"])) == 32
+        for row in rows
+    )
     assert len({row["sha256"] for row in rows}) == 7
-    assert all(row["name"].split("_")[1::8] == [row["seed"]] and row["name"].endswith(f"_{row['epoch']}") for row in rows)
+    assert all(
+        row["name"].split("_")[1::8] == [row["seed"]]
+        and row["name"].endswith(f"_{row['epoch']}")
+        for row in rows
+    )
 
 
 @needs_curl
 def test_downloads_all_and_checks_them_afterwards(weights, server):
     result = download(weights, server)
     assert result.returncode == 0, result.stderr
-    assert all((weights / name).read_bytes() == data for name, data in server.files.items())
+    assert all(
+        (weights / name).read_bytes() == data for name, data in server.files.items()
+    )
     server.asked.clear()
     assert download(weights, server).returncode == 0 and server.asked == []
     (weights / NAMES[3]).write_bytes(b"changed")
     result = download(weights, server)
-    assert result.returncode != 0 and f"{NAMES[3]}: is not the published file" in result.stderr
+    assert (
+        result.returncode != 0
+        and f"{NAMES[3]}: is not the published file" in result.stderr
+    )
 
 
 @needs_curl
-@pytest.mark.parametrize("change, words", [
-    (lambda data: data.replace(b"3", b"4"), "sum is not that of manifest.csv"), (lambda data: data + b"more", "delete .*.part"),
-    (lambda data: data[:-1], "bytes came"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda data: data.replace(b"3", b"4"), "sum is not that of manifest.csv"),
+        (lambda data: data + b"more", "delete .*.part"),
+        (lambda data: data[:-1], "bytes came"),
+    ],
+)
 def test_another_file_in_its_place_is_not_kept(weights, server, change, words):
     server.files[NAMES[6]] = change(server.files[NAMES[6]])
     result = download(weights, server)
@@ -119,12 +162,16 @@ def test_goes_on_where_it_broke_off(weights, server):
     server.asked.clear()
     assert download(weights, server).returncode == 0
     assert server.asked[0] == (NAMES[0], have)
-    assert all((weights / name).read_bytes() == data for name, data in server.files.items())
+    assert all(
+        (weights / name).read_bytes() == data for name, data in server.files.items()
+    )
 
 
 @needs_curl
 def test_a_missing_file_is_a_loud_failure(weights, server):
     del server.files[NAMES[2]]
     result = download(weights, server)
-    assert result.returncode != 0 and NAMES[2] in result.stderr and "404" in result.stderr
+    assert (
+        result.returncode != 0 and NAMES[2] in result.stderr and "404" in result.stderr
+    )
     assert not (weights / NAMES[2]).exists() and (weights / NAMES[1]).exists()

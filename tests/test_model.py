@@ -12,8 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import Normalize as TorchvisionNormalize
 
-from preprocessing.cli import UserError
-from training.checkpoint import load_checkpoint, load_classifier, run_name, save_checkpoint
+from runtime.cli import UserError
+from training.checkpoint import (
+    load_checkpoint,
+    load_classifier,
+    run_name,
+    save_checkpoint,
+)
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier, Normalize
 
@@ -31,7 +36,10 @@ def made_weights(state):
     """Weights that any version of PyTorch and NumPy makes alike: drawn by each entry's name, sized so that nothing explodes."""
     made = {}
     for key, value in state.items():
-        draw, shape = np.random.RandomState(zlib.crc32(key.encode())), tuple(value.shape)
+        draw, shape = (
+            np.random.RandomState(zlib.crc32(key.encode())),
+            tuple(value.shape),
+        )
         if key.endswith("running_var"):
             values = draw.uniform(0.5, 1.5, shape)
         elif key.endswith(("running_mean", "bias")):
@@ -39,21 +47,27 @@ def made_weights(state):
         elif len(shape) < 2:  # a batch norm's weight, or its count of batches
             values = draw.uniform(0.8, 1.2, shape)
         else:
-            values = draw.normal(0, np.sqrt((2 if len(shape) == 4 else 1) / np.prod(shape[1:])), shape)
+            values = draw.normal(
+                0, np.sqrt((2 if len(shape) == 4 else 1) / np.prod(shape[1:])), shape
+            )
         made[key] = torch.tensor(values, dtype=value.dtype)
     return made
 
 
 def made_images():
     """(4, 3, 96, 96) float32, as after normalising."""
-    return torch.tensor(np.random.RandomState(0).normal(0, 1, (4, 3, 96, 96)), dtype=torch.float32)
+    return torch.tensor(
+        np.random.RandomState(0).normal(0, 1, (4, 3, 96, 96)), dtype=torch.float32
+    )
 
 
 def made_logits(name):
     """The answers of a network put together by hand around timm's encoder, of whatever version is imported."""
     encoder = timm.create_model(name).eval()
     encoder.load_state_dict(made_weights(encoder.state_dict()))
-    fc = made_weights({"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)})
+    fc = made_weights(
+        {"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)}
+    )
     with torch.no_grad():
         pooled = encoder.forward_features(made_images()).mean(dim=(2, 3))
     return (pooled @ fc["fc.weight"][0] + fc["fc.bias"]).tolist()
@@ -61,16 +75,30 @@ def made_logits(name):
 
 @pytest.mark.parametrize(
     "encoder, features",
-    [(B0, 1280), ("efficientnet_pytorch/efficientnet-b0", 1280), ("tf_efficientnet_b2.ns_jft_in1k", 1408)],
+    [
+        (B0, 1280),
+        ("efficientnet_pytorch/efficientnet-b0", 1280),
+        ("tf_efficientnet_b2.ns_jft_in1k", 1408),
+    ],
 )
 def test_forward_is_pool_and_linear_by_hand(encoder, features):
     torch.manual_seed(0)
     model = DeepFakeClassifier(encoder, dropout=0.5).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        maps = (model.encoder.extract_features if "/" in encoder else model.encoder.forward_features)(images)
+        maps = (
+            model.encoder.extract_features
+            if "/" in encoder
+            else model.encoder.forward_features
+        )(images)
         assert maps.shape[:2] == (2, features)
-        expected = [float(model.fc.bias + sum(w * m.mean() for w, m in zip(model.fc.weight[0], each))) for each in maps]
+        expected = [
+            float(
+                model.fc.bias
+                + sum(w * m.mean() for w, m in zip(model.fc.weight[0], each))
+            )
+            for each in maps
+        ]
         np.testing.assert_allclose(model(images).tolist(), expected, atol=1e-4)
 
 
@@ -80,22 +108,39 @@ def test_b7_has_the_published_entries():
         state = DeepFakeClassifier("tf_efficientnet_b7.ns_jft_in1k").state_dict()
     assert len(state) == 1202
     assert sum(value.numel() for value in state.values()) == 66_661_404
-    assert state["fc.weight"].shape == (1, 2560) and state["encoder.classifier.weight"].shape == (1000, 2560)
+    assert state["fc.weight"].shape == (1, 2560) and state[
+        "encoder.classifier.weight"
+    ].shape == (1000, 2560)
 
 
 def test_only_the_unused_classifier_gets_no_gradient():
     model = DeepFakeClassifier(B0)
     model(torch.randn(2, 3, 64, 64)).sum().backward()
-    still = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    still = {
+        name for name, parameter in model.named_parameters() if parameter.grad is None
+    }
     assert still == {"encoder.classifier.weight", "encoder.classifier.bias"}
-    assert still == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert still == {
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
 
 
 def test_normalize_equals_torchvision():
     images = torch.randint(0, 256, (3, 5, 6, 3), dtype=torch.uint8)
     settings = InputSettings()
-    expected = torch.stack([TorchvisionNormalize(settings.mean, settings.std)(i.permute(2, 0, 1) / 255.0) for i in images])
-    torch.testing.assert_close(Normalize(settings.mean, settings.std)(images), expected, rtol=0, atol=1e-6)
+    expected = torch.stack(
+        [
+            TorchvisionNormalize(settings.mean, settings.std)(
+                i.permute(2, 0, 1) / 255.0
+            )
+            for i in images
+        ]
+    )
+    torch.testing.assert_close(
+        Normalize(settings.mean, settings.std)(images), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_encoder_weights_come_from_a_local_file(tmp_path):
@@ -104,24 +149,38 @@ def test_encoder_weights_come_from_a_local_file(tmp_path):
     torch.save(source.state_dict(), tmp_path / "encoder.pth")
     model = DeepFakeClassifier(B0, pretrained=str(tmp_path / "encoder.pth"))
     torch.testing.assert_close(model.encoder.conv_head.weight, source.conv_head.weight)
-    for bad, words in ((str(tmp_path / "none.pth"), "no such file"), ("resnet", "no such file")):
+    for bad, words in (
+        (str(tmp_path / "none.pth"), "no such file"),
+        ("resnet", "no such file"),
+    ):
         with pytest.raises(UserError, match=words):
             DeepFakeClassifier(B0, pretrained=bad)
     with pytest.raises(UserError, match="not weights of this encoder"):
-        DeepFakeClassifier("tf_efficientnet_b1.ns_jft_in1k", pretrained=str(tmp_path / "encoder.pth"))
+        DeepFakeClassifier(
+            "tf_efficientnet_b1.ns_jft_in1k", pretrained=str(tmp_path / "encoder.pth")
+        )
     for bad in ("resnet50", "tf_efficientnet_b9", "efficientnet_pytorch/b0"):
         with pytest.raises(UserError, match=bad):
             DeepFakeClassifier(bad)
 
 
 def test_names_are_the_winners():
-    assert run_name("111_", "tf_efficientnet_b7.ns_jft_in1k", 0) == "111_DeepFakeClassifier_tf_efficientnet_b7_ns_0"
+    assert (
+        run_name("111_", "tf_efficientnet_b7.ns_jft_in1k", 0)
+        == "111_DeepFakeClassifier_tf_efficientnet_b7_ns_0"
+    )
 
 
 def test_own_checkpoint_brings_its_settings(tmp_path):
     config = Config(encoder=B0, input={"size": 96, "frames_per_video": 8})
     model = DeepFakeClassifier(B0).eval()
-    save_checkpoint(tmp_path / "any_name", epoch=1, state_dict=model.state_dict(), bce_best=0.1, config=config.model_dump())
+    save_checkpoint(
+        tmp_path / "any_name",
+        epoch=1,
+        state_dict=model.state_dict(),
+        bce_best=0.1,
+        config=config.model_dump(),
+    )
     loaded, settings = load_classifier(tmp_path / "any_name")
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -139,15 +198,28 @@ def write_as_the_winner(path, weights):
     torch.save(entries, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     assert b"numpy._core.multiarray" in data  # NumPy 2's name; his files have NumPy 1's
-    path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    path.write_bytes(
+        data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    )
 
 
 @pytest.mark.parametrize("short, recorded", PINNED.items())
-def test_a_checkpoint_in_the_winners_form_gives_the_answers_of_2020(tmp_path, short, recorded):
+def test_a_checkpoint_in_the_winners_form_gives_the_answers_of_2020(
+    tmp_path, short, recorded
+):
     path = tmp_path / f"final_111_DeepFakeClassifier_{short}_0_36"
     encoder = timm.create_model(short.replace("_ns", ".ns_jft_in1k"))
-    fc = made_weights({"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)})
-    write_as_the_winner(path, {f"encoder.{key}": value for key, value in made_weights(encoder.state_dict()).items()} | fc)
+    fc = made_weights(
+        {"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)}
+    )
+    write_as_the_winner(
+        path,
+        {
+            f"encoder.{key}": value
+            for key, value in made_weights(encoder.state_dict()).items()
+        }
+        | fc,
+    )
     model, settings = load_classifier(path)
     assert settings == InputSettings() and load_checkpoint(path)["bce_best"] == 0.2
     with torch.no_grad():
@@ -155,7 +227,9 @@ def test_a_checkpoint_in_the_winners_form_gives_the_answers_of_2020(tmp_path, sh
 
 
 @pytest.mark.parametrize("change", [{"bn_eps": 1e-5}, {"pad_type": ""}])
-def test_the_recorded_answers_tell_another_epsilon_or_padding_apart(change, monkeypatch):
+def test_the_recorded_answers_tell_another_epsilon_or_padding_apart(
+    change, monkeypatch
+):
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name: real(name, **change))
     apart = np.abs(np.subtract(made_logits(B0), PINNED["tf_efficientnet_b0_ns"]))
@@ -172,24 +246,42 @@ class Evil:
         return self.call
 
 
-@pytest.mark.parametrize("function, named", [(os.system, "posix.system"), (eval, "eval"), (getoutput, "getoutput"),
-                                             (runpy.run_path, "runpy.run_path"), (__import__, "__import__")])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, named",
+    [
+        (os.system, "posix.system"),
+        (eval, "eval"),
+        (getoutput, "getoutput"),
+        (runpy.run_path, "runpy.run_path"),
+        (__import__, "__import__"),
+    ],
+)
 def test_a_checkpoint_that_would_run_code_is_refused_by_name(tmp_path, function, named):
     trace = tmp_path / "it was run"
-    argument = f"touch '{trace}'" if function in (os.system, getoutput) else f"open({str(trace)!r}, 'w')"
+    argument = (
+        f"touch '{trace}'"
+        if function in (os.system, getoutput)
+        else f"open({str(trace)!r}, 'w')"
+    )
     entries = {"state_dict": {}, "extra": Evil(function, argument)}
     torch.save(entries, tmp_path / "new")
     torch.save(entries, tmp_path / "old", _use_new_zipfile_serialization=False)
     (tmp_path / "plain").write_bytes(pickle.dumps(entries, protocol=2))
     for name in ("new", "old", "plain"):
-        with pytest.raises(UserError, match=f"{name}: refused: it asks for .*{named}, .*nothing of it was run"):
+        with pytest.raises(
+            UserError,
+            match=f"{name}: refused: it asks for .*{named}, .*nothing of it was run",
+        ):
             load_checkpoint(tmp_path / name)
     with pytest.raises(UserError, match="refused"):
         DeepFakeClassifier(B0, pretrained=str(tmp_path / "new"))
     (tmp_path / "protocol 5").write_bytes(pickle.dumps(entries, protocol=5))
     torch.save(torch.nn.ReLU(), tmp_path / "object")
     for name in ("protocol 5", "object"):
-        with pytest.raises(UserError, match=f"{name}: (not a checkpoint that can be read safely|refused)"):
+        with pytest.raises(
+            UserError,
+            match=f"{name}: (not a checkpoint that can be read safely|refused)",
+        ):
             load_checkpoint(tmp_path / name)
     assert not trace.exists()
 
@@ -201,7 +293,10 @@ def test_safetensors_serve_too(tmp_path):
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     entries = {"epoch": "3", "config": json.dumps(config.model_dump())}
     save_file(weights, tmp_path / "ours.safetensors", entries)
-    save_file(weights, tmp_path / "final_1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_2.safetensors")
+    save_file(
+        weights,
+        tmp_path / "final_1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_2.safetensors",
+    )
     images = torch.randn(1, 3, 64, 64)
     for path in tmp_path.iterdir():
         loaded, found = load_classifier(path)
@@ -212,17 +307,27 @@ def test_safetensors_serve_too(tmp_path):
     assert load_checkpoint(tmp_path / "ours.safetensors")["epoch"] == 3
     save_file(model.encoder.state_dict(), tmp_path / "encoder.safetensors")
     other = DeepFakeClassifier(B0, pretrained=str(tmp_path / "encoder.safetensors"))
-    torch.testing.assert_close(other.encoder.conv_head.weight, model.encoder.conv_head.weight, rtol=0, atol=0)
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "ours.safetensors").read_bytes()[:5000])
+    torch.testing.assert_close(
+        other.encoder.conv_head.weight, model.encoder.conv_head.weight, rtol=0, atol=0
+    )
+    (tmp_path / "cut.safetensors").write_bytes(
+        (tmp_path / "ours.safetensors").read_bytes()[:5000]
+    )
     with pytest.raises(UserError, match="cut.safetensors: not a safetensors file"):
         load_classifier(tmp_path / "cut.safetensors")
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"state_dict": {"fc.weight": "text"}}, "not weights of"), ({"state_dict": {1: 2}}, "not weights of"),
-    ({"config": {"input": {"size": 10**9}}}, "less than or equal to 2048"), ({"config": [1]}, "another version"),
-    ({"config": {"encoder": "../../etc"}}, "give an EfficientNet"), ({"state_dict": 5}, "no `state_dict`"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"state_dict": {"fc.weight": "text"}}, "not weights of"),
+        ({"state_dict": {1: 2}}, "not weights of"),
+        ({"config": {"input": {"size": 10**9}}}, "less than or equal to 2048"),
+        ({"config": [1]}, "another version"),
+        ({"config": {"encoder": "../../etc"}}, "give an EfficientNet"),
+        ({"state_dict": 5}, "no `state_dict`"),
+    ],
+)
 def test_a_strangers_entries_are_checked(tmp_path, change, words):
     config = Config(encoder=B0).model_dump()
     entries = {"state_dict": {}, "config": config} | change
@@ -237,8 +342,18 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "text").write_text("no checkpoint")
     torch.save({"weights": 1}, tmp_path / "other")
     torch.save({"state_dict": {}}, tmp_path / "nameless")
-    torch.save({"state_dict": {}}, tmp_path / "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1")
-    for name, words in (("none", "no such"), ("text", "read safely"), ("other", "no `state_dict`"), ("nameless", "name it as"),
-                        ("DeepFakeClassifier_tf_efficientnet_b0_ns_0_1", "not weights of tf_efficientnet_b0")):  # fmt: skip
+    torch.save(
+        {"state_dict": {}}, tmp_path / "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1"
+    )
+    for name, words in (
+        ("none", "no such"),
+        ("text", "read safely"),
+        ("other", "no `state_dict`"),
+        ("nameless", "name it as"),
+        (
+            "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1",
+            "not weights of tf_efficientnet_b0",
+        ),
+    ):
         with pytest.raises(UserError, match=f"{name}.*{words}"):
             load_classifier(tmp_path / name)

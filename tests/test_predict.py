@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from inference import pipeline, predict
+from inference import ensemble as ensembles
+from inference import extraction, predict
 from inference.aggregate import winner
-from preprocessing.cli import MachineError, UserError
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
+from runtime.cli import MachineError, UserError
 from tests.media import FAKE, LONE, REAL, random_frames, write_sound, write_video
 from tests.test_crops import slow_crop
 from tests.test_video import opencv_frames
@@ -26,8 +27,22 @@ def read_rows(path):
 
 
 def run(test_dir, output, checkpoints, *options):
-    arguments = ["--test-dir", test_dir, "--output", output, "--weights-dir", checkpoints, "--models", "one", "two",
-                 "--workers", "0", "--device", "cpu", *options]  # fmt: skip
+    arguments = [
+        "--test-dir",
+        test_dir,
+        "--output",
+        output,
+        "--weights-dir",
+        checkpoints,
+        "--models",
+        "one",
+        "two",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        *options,
+    ]
     return predict.main([str(argument) for argument in arguments])
 
 
@@ -36,7 +51,9 @@ def videos(dfdc, tmp_path_factory):
     """Three good videos, and three that cannot be answered."""
     folder = tmp_path_factory.mktemp("videos")
     for part, name in ((0, REAL), (0, FAKE), (3, LONE)):
-        shutil.copy(dfdc / f"dfdc_train_part_{part}" / f"{name}.mp4", folder / f"{name}.mp4")
+        shutil.copy(
+            dfdc / f"dfdc_train_part_{part}" / f"{name}.mp4", folder / f"{name}.mp4"
+        )
     write_video(folder / "no face.mp4", random_frames(5))
     write_sound(folder / "sound.mp4")
     (folder / "text.mp4").write_text("no video")
@@ -47,7 +64,16 @@ def videos(dfdc, tmp_path_factory):
 @pytest.fixture(scope="module")
 def predicted(videos, checkpoints, tmp_path_factory):
     folder = tmp_path_factory.mktemp("predicted")
-    assert run(videos, folder / "submission.csv", checkpoints, "--faces-csv", folder / "faces.csv") == 0
+    assert (
+        run(
+            videos,
+            folder / "submission.csv",
+            checkpoints,
+            "--faces-csv",
+            folder / "faces.csv",
+        )
+        == 0
+    )
     return folder
 
 
@@ -62,76 +88,142 @@ def test_one_row_for_each_video_sorted(predicted):
         "text.mp4",
     ]
     labels = [float(row["label"]) for row in rows]
-    assert labels[3:] == [0.5, 0.5, 0.5] and all(0 < label < 1 and label != 0.5 for label in labels[:3])
+    assert labels[3:] == [0.5, 0.5, 0.5] and all(
+        0 < label < 1 and label != 0.5 for label in labels[:3]
+    )
 
 
 def test_every_missing_answer_has_its_reason(predicted):
-    reasons = {row["filename"]: row["trouble"] for row in read_rows(predicted / "submission.report.csv")}
+    reasons = {
+        row["filename"]: row["reason"]
+        for row in read_rows(predicted / "submission.report.csv")
+    }
     assert reasons.keys() == {"no face.mp4", "sound.mp4", "text.mp4"}
     assert reasons["no face.mp4"] == "no face found in 5 frames"
     assert reasons["sound.mp4"] == "holds no video stream"
     assert reasons["text.mp4"].startswith("not a readable video")
-    assert sorted(path.name for path in predicted.iterdir()) == ["faces.csv", "submission.csv", "submission.report.csv"]
+    assert sorted(path.name for path in predicted.iterdir()) == [
+        "faces.csv",
+        "submission.csv",
+        "submission.report.csv",
+    ]
 
 
 def slow_input(crop, size):
     """Resize the longer side, centre on black, scale and normalise, one number after the other in float64."""
     height, width = crop.shape[:2]
     scale = size / max(height, width)
-    shape = (size, int(width * scale)) if height >= width else (int(height * scale), size)
-    small = cv2.resize(crop, shape[::-1], interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+    shape = (
+        (size, int(width * scale)) if height >= width else (int(height * scale), size)
+    )
+    small = cv2.resize(
+        crop,
+        shape[::-1],
+        interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA,
+    )
     square = np.zeros((size, size, 3))
     top, left = (size - shape[0]) // 2, (size - shape[1]) // 2
     square[top : top + shape[0], left : left + shape[1]] = small
-    return ((square / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1)
+    return ((square / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(
+        2, 0, 1
+    )
 
 
 @pytest.mark.parametrize("name", [REAL, LONE])
 def test_label_and_faces_equal_the_slow_way(predicted, videos, checkpoints, name):
-    """OpenCV decodes all frames, the detector sees one at a time, each network one face at a time."""
+    """OpenCV decodes all frames, the detector shared_path one at a time, each network one face at a time."""
     frames = opencv_frames(videos / f"{name}.mp4")
     assert len(frames) == 24  # fewer than 32: each is looked at once
-    detector, expected, by_model = FaceDetector(INFERENCE_THRESHOLDS), [], {"one": [], "two": []}
+    detector, expected, by_model = (
+        FaceDetector(INFERENCE_THRESHOLDS),
+        [],
+        {"one": [], "two": []},
+    )
     models = {model: load_classifier(checkpoints / model) for model in by_model}
     for number, frame in enumerate(frames):
         for box in detector([half_size(frame)])[0].boxes:
             for model, (network, settings) in models.items():
-                image = torch.from_numpy(slow_input(slow_crop(frame, box), settings.size)).float()[None]
+                image = torch.from_numpy(
+                    slow_input(slow_crop(frame, box), settings.size)
+                ).float()[None]
                 with torch.no_grad():
                     by_model[model].append(torch.sigmoid(network(image)).item())
-                expected.append((number, number / 25, *(int(2 * v) for v in box), model, by_model[model][-1]))
-    rows = [row for row in read_rows(predicted / "faces.csv") if row["video"] == f"{name}.mp4"]
+                expected.append(
+                    (
+                        number,
+                        number / 25,
+                        *(int(2 * v) for v in box),
+                        model,
+                        by_model[model][-1],
+                    )
+                )
+    rows = [
+        row
+        for row in read_rows(predicted / "faces.csv")
+        if row["video"] == f"{name}.mp4"
+    ]
     assert [row["model"] for row in rows] == [line[-2] for line in expected]
     columns = ("frame", "time", "x1", "y1", "x2", "y2", "probability")
     got = [[float(row[column]) for column in columns] for row in rows]
-    np.testing.assert_allclose(got, [line[:-2] + line[-1:] for line in expected], atol=1e-4)
+    np.testing.assert_allclose(
+        got, [line[:-2] + line[-1:] for line in expected], atol=1e-4
+    )
     label = np.mean([winner(np.array(scores)) for scores in by_model.values()])
-    labels = {row["filename"]: float(row["label"]) for row in read_rows(predicted / "submission.csv")}
+    labels = {
+        row["filename"]: float(row["label"])
+        for row in read_rows(predicted / "submission.csv")
+    }
     assert labels[f"{name}.mp4"] == pytest.approx(label, abs=1e-4)
 
 
-def test_a_single_video_gets_the_label_it_has_among_others(predicted, videos, checkpoints, tmp_path):
+def test_a_single_video_gets_the_label_it_has_among_others(
+    predicted, videos, checkpoints, tmp_path
+):
     assert run(videos / f"{FAKE}.mp4", tmp_path / "one.csv", checkpoints) == 0
     (row,) = read_rows(tmp_path / "one.csv")
     assert row in read_rows(predicted / "submission.csv")
 
 
-def test_how_many_frames_are_searched_at_a_time_changes_nothing(predicted, videos, checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "DETECTED_PIXELS", 1)
-    assert run(videos / f"{LONE}.mp4", tmp_path / "s.csv", checkpoints, "--faces-csv", tmp_path / "faces.csv") == 0
-    expected = [row for row in read_rows(predicted / "faces.csv") if row["video"] == f"{LONE}.mp4"]
+def test_how_many_frames_are_searched_at_a_time_changes_nothing(
+    predicted, videos, checkpoints, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(extraction, "DETECTED_PIXELS", 1)
+    assert (
+        run(
+            videos / f"{LONE}.mp4",
+            tmp_path / "s.csv",
+            checkpoints,
+            "--faces-csv",
+            tmp_path / "faces.csv",
+        )
+        == 0
+    )
+    expected = [
+        row
+        for row in read_rows(predicted / "faces.csv")
+        if row["video"] == f"{LONE}.mp4"
+    ]
     assert read_rows(tmp_path / "faces.csv") == expected
 
 
-def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(videos, checkpoints):
+def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(
+    videos, checkpoints
+):
     """As on a GPU: the second video has no face; a batch reaches from the first video into the third."""
-    ensemble = pipeline.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
+    ensemble = ensembles.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
     names = (f"{REAL}.mp4", "no face.mp4", f"{LONE}.mp4")
-    found = [pipeline.extract_faces(videos / name, ensemble.faces_settings, ensemble.sizes, "cpu") for name in names]
+    found = [
+        extraction.extract_faces(
+            videos / name, ensemble.faces_settings, ensemble.sizes, "cpu"
+        )
+        for name in names
+    ]
     alone = [ensemble([faces])[0] for faces in found]
     ensemble.batch, ensemble._in_batches = 7, ensemble._on_gpu
     for together, expected in zip(ensemble(found), alone, strict=True):
-        assert [len(scores) for scores in together] == [len(scores) for scores in expected]
+        assert [len(scores) for scores in together] == [
+            len(scores) for scores in expected
+        ]
         for ours, theirs in zip(together, expected):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
@@ -139,21 +231,25 @@ def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(videos, 
 def test_worker_processes_change_nothing(predicted, videos, checkpoints, tmp_path):
     assert run(videos, tmp_path / "s.csv", checkpoints, "--workers", "2") == 0
     for name in ("submission.csv", "submission.report.csv"):
-        assert (tmp_path / name.replace("submission", "s")).read_text() == (predicted / name).read_text()
+        assert (tmp_path / name.replace("submission", "s")).read_text() == (
+            predicted / name
+        ).read_text()
 
 
-def test_an_interrupted_run_goes_on(predicted, videos, checkpoints, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_goes_on(
+    predicted, videos, checkpoints, tmp_path, monkeypatch, capsys
+):
     output = tmp_path / "submission.csv"
     calls = []
 
-    def stop_at_the_third(ensemble, found, grad_cam, real=predict.answers):
+    def stop_at_the_third(ensemble, found, grad_cam, real=predict.predict_batch):
         calls.append(found)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(ensemble, found)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "answers", stop_at_the_third)
+        patch.setattr(predict, "predict_batch", stop_at_the_third)
         run(videos, output, checkpoints)
     journal = tmp_path / "submission.csv.partial.jsonl"
     assert len(journal.read_text().splitlines()) == 3 and not output.exists()
@@ -161,13 +257,19 @@ def test_an_interrupted_run_goes_on(predicted, videos, checkpoints, tmp_path, mo
         file.write('{"filename": "half a li')
     assert run(videos, output, checkpoints) == 0
     assert "going on: 2 of 6 videos are done" in capsys.readouterr().out
-    assert output.read_text() == (predicted / "submission.csv").read_text() and not journal.exists()
+    assert (
+        output.read_text() == (predicted / "submission.csv").read_text()
+        and not journal.exists()
+    )
 
 
 def test_another_runs_journal_is_not_continued(videos, checkpoints, tmp_path, capsys):
     journal = tmp_path / "s.csv.partial.jsonl"
     journal.write_text(
-        json.dumps({"test_dir": "elsewhere"}) + "\n" + json.dumps({"filename": f"{FAKE}.mp4", "label": 0}) + "\n"
+        json.dumps({"test_dir": "elsewhere"})
+        + "\n"
+        + json.dumps({"filename": f"{FAKE}.mp4", "label": 0})
+        + "\n"
     )
     assert run(videos / f"{FAKE}.mp4", tmp_path / "s.csv", checkpoints) == 0
     assert "going on" not in capsys.readouterr().out
@@ -175,8 +277,19 @@ def test_another_runs_journal_is_not_continued(videos, checkpoints, tmp_path, ca
 
 
 def test_mistakes_say_what_to_do(videos, checkpoints, tmp_path):
-    with pytest.raises(UserError, match=r"final_111.*\(7 of 7 are missing\).*weights/download.sh"):
-        predict.main(["--test-dir", str(videos), "--output", str(tmp_path / "s.csv"), "--weights-dir", str(tmp_path)])
+    with pytest.raises(
+        UserError, match=r"final_111.*\(7 of 7 are missing\).*weights/download.sh"
+    ):
+        predict.main(
+            [
+                "--test-dir",
+                str(videos),
+                "--output",
+                str(tmp_path / "s.csv"),
+                "--weights-dir",
+                str(tmp_path),
+            ]
+        )
     with pytest.raises(UserError, match="no such folder or video"):
         run(tmp_path / "none", tmp_path / "s.csv", checkpoints)
     with pytest.raises(UserError, match="holds no video"):
@@ -189,9 +302,23 @@ def test_networks_of_one_name_are_told_apart(predicted, videos, checkpoints, tmp
     for folder, name in (("a", "one"), ("b", "two")):
         (tmp_path / folder).mkdir()
         shutil.copy(checkpoints / name, tmp_path / folder / "one")
-    arguments = ["--test-dir", videos / f"{FAKE}.mp4", "--output", tmp_path / "s.csv", "--weights-dir", tmp_path, "--workers",
-                 "0", "--device", "cpu", "--models"]  # fmt: skip
-    assert predict.main([str(argument) for argument in [*arguments, "a/one", "b/one"]]) == 0
+    arguments = [
+        "--test-dir",
+        videos / f"{FAKE}.mp4",
+        "--output",
+        tmp_path / "s.csv",
+        "--weights-dir",
+        tmp_path,
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--models",
+    ]
+    assert (
+        predict.main([str(argument) for argument in [*arguments, "a/one", "b/one"]])
+        == 0
+    )
     assert read_rows(tmp_path / "s.csv")[0] in read_rows(predicted / "submission.csv")
     with pytest.raises(UserError, match="a/one: is given twice"):
         predict.main([str(argument) for argument in [*arguments, "a/one", "a/one"]])
@@ -208,27 +335,39 @@ def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_pat
 
 def test_a_video_cut_in_half_is_judged_by_what_is_left(videos, checkpoints, tmp_path):
     """An MP4 with its index in front says 24 frames, of which half are there."""
-    with av.open(str(videos / f"{REAL}.mp4")) as source:
-        with av.open(str(tmp_path / "cut.mp4"), "w", options={"movflags": "faststart"}) as target:
-            stream = target.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    target.mux(packet)
+    with (
+        av.open(str(videos / f"{REAL}.mp4")) as source,
+        av.open(
+            str(tmp_path / "cut.mp4"), "w", options={"movflags": "faststart"}
+        ) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
     whole = (tmp_path / "cut.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 6 // 10])
     assert run(tmp_path / "cut.mp4", tmp_path / "s.csv", checkpoints) == 0
-    (row,), (trouble,) = read_rows(tmp_path / "s.csv"), read_rows(tmp_path / "s.report.csv")
+    (row,), (reason,) = (
+        read_rows(tmp_path / "s.csv"),
+        read_rows(tmp_path / "s.report.csv"),
+    )
     assert 0 < float(row["label"]) < 1 and float(row["label"]) != 0.5
-    read = int(trouble["faces"])  # one face in each frame
-    assert 3 < read < 24 and trouble["trouble"] == f"only {read} of 24 frames could be decoded"
+    read = int(reason["faces"])  # one face in each frame
+    assert (
+        3 < read < 24
+        and reason["reason"] == f"only {read} of 24 frames could be decoded"
+    )
 
 
-def test_an_error_that_is_not_the_videos_is_never_a_half(videos, checkpoints, tmp_path, monkeypatch):
+def test_an_error_that_is_not_the_videos_is_never_a_half(
+    videos, checkpoints, tmp_path, monkeypatch
+):
     def fail(*_):
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr("inference.pipeline.half_size", fail)
+    monkeypatch.setattr("inference.extraction.half_size", fail)
     with pytest.raises(RuntimeError, match="CUDA error"):
         run(videos / f"{REAL}.mp4", tmp_path / "s.csv", checkpoints)
     assert not (tmp_path / "s.csv").exists()
@@ -245,33 +384,47 @@ def short_of_memory(most, real):
     return scores
 
 
-def test_a_gpu_that_is_short_of_memory_gets_smaller_batches(videos, checkpoints, monkeypatch, capsys):
-    ensemble = pipeline.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
-    faces = pipeline.extract_faces(videos / f"{LONE}.mp4", ensemble.faces_settings, ensemble.sizes, "cpu")
+def test_a_gpu_that_is_short_of_memory_gets_smaller_batches(
+    videos, checkpoints, monkeypatch, capsys
+):
+    ensemble = ensembles.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
+    faces = extraction.extract_faces(
+        videos / f"{LONE}.mp4", ensemble.faces_settings, ensemble.sizes, "cpu"
+    )
     ((expected),) = ensemble([faces])
     ensemble._in_batches = ensemble._on_gpu
-    monkeypatch.setattr(pipeline.Ensemble, "_scores", short_of_memory(3, pipeline.Ensemble._scores))
+    monkeypatch.setattr(
+        ensembles.Ensemble, "_scores", short_of_memory(3, ensembles.Ensemble._scores)
+    )
     ((got),) = ensemble([faces])
     assert ensemble.batch == 2 and "2 faces at a time" in capsys.readouterr().err
     for ours, theirs in zip(got, expected, strict=True):
         assert len(ours) > 8
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    monkeypatch.setattr(pipeline.Ensemble, "_scores", short_of_memory(0, pipeline.Ensemble._scores))
+    monkeypatch.setattr(
+        ensembles.Ensemble, "_scores", short_of_memory(0, ensembles.Ensemble._scores)
+    )
     with pytest.raises(MachineError, match="not enough GPU memory for one face"):
         ensemble([faces])
 
 
-def test_any_other_error_of_the_gpu_ends_the_run(videos, checkpoints, tmp_path, monkeypatch):
+def test_any_other_error_of_the_gpu_ends_the_run(
+    videos, checkpoints, tmp_path, monkeypatch
+):
     def fail(*_):
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        raise torch.AcceleratorError(
+            "CUDA error: an illegal memory access was encountered"
+        )
 
-    monkeypatch.setattr(pipeline.Ensemble, "_scores", fail)
+    monkeypatch.setattr(ensembles.Ensemble, "_scores", fail)
     with pytest.raises(torch.AcceleratorError):
         run(videos / f"{REAL}.mp4", tmp_path / "s.csv", checkpoints)
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_a_detector_that_is_short_of_memory_sees_fewer_images_at_a_time(videos, monkeypatch):
+def test_a_detector_that_is_short_of_memory_sees_fewer_images_at_a_time(
+    videos, monkeypatch
+):
     images = [half_size(frame) for frame in opencv_frames(videos / f"{LONE}.mp4")][:7]
     detector = FaceDetector(INFERENCE_THRESHOLDS)
     expected, real = detector(images), FaceDetector._detect
@@ -285,20 +438,28 @@ def test_a_detector_that_is_short_of_memory_sees_fewer_images_at_a_time(videos, 
     for ours, theirs in zip(detector(images), expected, strict=True):
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-4)
     with pytest.raises(MachineError, match="not enough GPU memory.*fewer --workers"):
-        detector(images, together=True)  # all in one batch is what the training boxes are made of
+        detector(
+            images, together=True
+        )  # all in one batch is what the training boxes are made of
 
 
-def test_a_network_that_answers_with_no_number_is_an_error(videos, checkpoints, tmp_path):
+def test_a_network_that_answers_with_no_number_is_an_error(
+    videos, checkpoints, tmp_path
+):
     folder = shutil.copytree(checkpoints, tmp_path / "weights")
     checkpoint = torch.load(folder / "two", weights_only=True)
     checkpoint["state_dict"]["fc.weight"][0, 3] = float("nan")
     torch.save(checkpoint, folder / "two")
-    with pytest.raises(UserError, match="two: answers with numbers that are not finite"):
+    with pytest.raises(
+        UserError, match="two: answers with numbers that are not finite"
+    ):
         run(videos / f"{REAL}.mp4", tmp_path / "s.csv", folder)
     assert not (tmp_path / "s.csv").exists()
 
 
 def test_a_gpu_that_is_not_there(videos, checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MachineError, match="--device cuda:1: PyTorch finds no GPU here"):
+    with pytest.raises(
+        MachineError, match="--device cuda:1: PyTorch finds no GPU here"
+    ):
         run(videos, tmp_path / "s.csv", checkpoints, "--device", "cuda:1")

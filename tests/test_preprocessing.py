@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 
 from preprocessing import __main__ as all_steps
-from preprocessing.faces import LANDMARK_THRESHOLDS, TRAINING_THRESHOLDS, FaceDetector, half_size
+from preprocessing.faces import (
+    LANDMARK_THRESHOLDS,
+    TRAINING_THRESHOLDS,
+    FaceDetector,
+    half_size,
+)
 from preprocessing.video import probe
 from tests.media import FAKE, LONE, REAL
 from tests.test_crops import slow_crop
 from tests.test_video import opencv_frames
 
-STEPS = {number: importlib.import_module(f"preprocessing.{name}") for number, name in enumerate(all_steps.STEPS, start=1)}
+STEPS = {
+    number: importlib.import_module(f"preprocessing.{name}")
+    for number, name in enumerate(all_steps.STEPS, start=1)
+}
 
 
 def run(number, root, *options):
@@ -33,55 +41,98 @@ def tree(root):
 
 
 def test_boxes_and_crops_equal_the_slow_way(preprocessed):
-    """OpenCV decodes, the detector sees the frames as one batch, crops are cut pixel by pixel."""
+    """OpenCV decodes, the detector shared_path the frames as one batch, crops are cut pixel by pixel."""
     for video, part, source in ((REAL, 0, REAL), (FAKE, 0, REAL), (LONE, 3, LONE)):
         boxes = json.loads((preprocessed / "boxes" / f"{source}.json").read_text())
-        original = opencv_frames(preprocessed / f"dfdc_train_part_{part}" / f"{source}.mp4")
-        found = FaceDetector(TRAINING_THRESHOLDS)([half_size(frame) for frame in original[::10]], together=True)
+        original = opencv_frames(
+            preprocessed / f"dfdc_train_part_{part}" / f"{source}.mp4"
+        )
+        found = FaceDetector(TRAINING_THRESHOLDS)(
+            [half_size(frame) for frame in original[::10]], together=True
+        )
         assert list(boxes) == ["0", "10", "20"]
-        frames = opencv_frames(preprocessed / f"dfdc_train_part_{part}" / f"{video}.mp4")
+        frames = opencv_frames(
+            preprocessed / f"dfdc_train_part_{part}" / f"{video}.mp4"
+        )
         expected = {}
         for number, faces in zip((0, 10, 20), found):
             np.testing.assert_allclose(boxes[str(number)], faces.boxes, atol=0.01)
-            expected |= {f"{number}_{actor}.png": slow_crop(frames[number], box) for actor, box in enumerate(faces.boxes)}
+            expected |= {
+                f"{number}_{actor}.png": slow_crop(frames[number], box)
+                for actor, box in enumerate(faces.boxes)
+            }
         folder = preprocessed / "crops" / video
         assert tree(folder) == sorted(expected)
         assert len(expected) == (6 if video == LONE else 3)  # LONE shows two people
         for name, crop in expected.items():
-            np.testing.assert_array_equal(cv2.imread(str(folder / name))[..., ::-1], crop)
+            np.testing.assert_array_equal(
+                cv2.imread(str(folder / name))[..., ::-1], crop
+            )
 
 
 def test_landmarks_are_those_of_the_largest_face_rounded(preprocessed):
     assert tree(preprocessed / "landmarks") == sorted(
-        [REAL, LONE] + [f"{video}/{frame}_{actor}.npy" for video, actors in ((REAL, 1), (LONE, 2)) for frame in (0, 10, 20)
-                        for actor in range(actors)])  # fmt: skip
+        [REAL, LONE]
+        + [
+            f"{video}/{frame}_{actor}.npy"
+            for video, actors in ((REAL, 1), (LONE, 2))
+            for frame in (0, 10, 20)
+            for actor in range(actors)
+        ]
+    )
     detector = FaceDetector(LANDMARK_THRESHOLDS)
     for path in (preprocessed / "landmarks").glob("*/*.npy"):
         landmarks = np.load(path)
-        crop = cv2.imread(str(preprocessed / "crops" / path.parent.name / f"{path.stem}.png"))[..., ::-1]
+        crop = cv2.imread(
+            str(preprocessed / "crops" / path.parent.name / f"{path.stem}.png")
+        )[..., ::-1]
         assert landmarks.shape == (5, 2) and landmarks.dtype == np.int16
-        np.testing.assert_array_equal(landmarks, np.round(detector([np.ascontiguousarray(crop)])[0].landmarks[0]))
+        np.testing.assert_array_equal(
+            landmarks, np.round(detector([np.ascontiguousarray(crop)])[0].landmarks[0])
+        )
 
 
 def slow_ssim(a, b, y, x):
     """SSIM of one channel in the 7 x 7 window around (y, x): sample variances, constants of Wang et al. for 8 bits."""
-    p, q = (image[y - 3 : y + 4, x - 3 : x + 4].astype(float).ravel() for image in (a, b))
+    p, q = (
+        image[y - 3 : y + 4, x - 3 : x + 4].astype(float).ravel() for image in (a, b)
+    )
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     covariance = np.cov(p, q)
     return ((2 * p.mean() * q.mean() + c1) * (2 * covariance[0, 1] + c2)) / (
-        (p.mean() ** 2 + q.mean() ** 2 + c1) * (covariance[0, 0] + covariance[1, 1] + c2))  # fmt: skip
+        (p.mean() ** 2 + q.mean() ** 2 + c1)
+        * (covariance[0, 0] + covariance[1, 1] + c2)
+    )
 
 
 def test_diffs_equal_ssim_worked_out_at_single_pixels(preprocessed):
     rng = np.random.default_rng(0)
     for name in ("0_0", "10_0", "20_0"):
-        real, fake = (cv2.imread(str(preprocessed / "crops" / video / f"{name}.png")) for video in (REAL, FAKE))
-        diff = cv2.imread(str(preprocessed / "diffs" / FAKE / f"{name}_diff.png"), cv2.IMREAD_GRAYSCALE)
+        real, fake = (
+            cv2.imread(str(preprocessed / "crops" / video / f"{name}.png"))
+            for video in (REAL, FAKE)
+        )
+        diff = cv2.imread(
+            str(preprocessed / "diffs" / FAKE / f"{name}_diff.png"),
+            cv2.IMREAD_GRAYSCALE,
+        )
         assert diff.shape == real.shape[:2] and diff.max() > 100
-        for y, x in zip(rng.integers(3, diff.shape[0] - 3, 60), rng.integers(3, diff.shape[1] - 3, 60)):
-            levels = [int((1 - slow_ssim(real[..., c], fake[..., c], y, x)) * 255) for c in range(3)]
+        for y, x in zip(
+            rng.integers(3, diff.shape[0] - 3, 60),
+            rng.integers(3, diff.shape[1] - 3, 60),
+        ):
+            levels = [
+                int((1 - slow_ssim(real[..., c], fake[..., c], y, x)) * 255)
+                for c in range(3)
+            ]
             if min(levels) >= 0 and max(levels) <= 255:
-                assert abs(int(diff[y, x]) - (0.114 * levels[0] + 0.587 * levels[1] + 0.299 * levels[2])) <= 1.5
+                assert (
+                    abs(
+                        int(diff[y, x])
+                        - (0.114 * levels[0] + 0.587 * levels[1] + 0.299 * levels[2])
+                    )
+                    <= 1.5
+                )
     same = STEPS[4].difference(real, real)
     assert same.max() == 0
 
@@ -90,7 +141,9 @@ def test_folds(preprocessed):
     rows = read_rows(preprocessed / "folds.csv")
     assert list(rows[0]) == ["video", "file", "label", "original", "frame", "fold"]
     expected = [(REAL, "0", REAL, "0"), (FAKE, "1", REAL, "0"), (LONE, "0", LONE, "1")]
-    assert sorted({(row["video"], row["label"], row["original"], row["fold"]) for row in rows}) == sorted(expected)
+    assert sorted(
+        {(row["video"], row["label"], row["original"], row["fold"]) for row in rows}
+    ) == sorted(expected)
     assert sorted(f"{row['video']}/{row['file']}" for row in rows) == [
         name for name in tree(preprocessed / "crops") if "/" in name
     ]
@@ -105,7 +158,11 @@ def test_folds_are_the_winners():
 
 def test_a_second_run_changes_nothing(preprocessed, tmp_path, capsys):
     root = shutil.copytree(preprocessed, tmp_path / "data")
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.[pjn]*") if path.name != "folds.csv"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in root.rglob("*.[pjn]*")
+        if path.name != "folds.csv"
+    }
     folds = (root / "folds.csv").read_text()
     for number in STEPS:
         assert run(number, root) == 0
@@ -121,9 +178,12 @@ def test_bad_videos_are_listed_and_the_others_done(preprocessed, tmp_path, capsy
     (root / "dfdc_train_part_3" / f"{LONE}.mp4").write_text("no video")
     assert run(1, root) == 1
     assert run(2, root) == 1
-    troubles = {(row["step"], row["file"].split("/")[-1]): row["reason"] for row in read_rows(root / "failures.csv")}
-    assert "not a readable video" in troubles["1 detect faces", f"{LONE}.mp4"]
-    assert "see why step 1 failed" in troubles["2 extract crops", f"{LONE}.mp4"]
+    skipped = {
+        (row["step"], row["file"].split("/")[-1]): row["reason"]
+        for row in read_rows(root / "failures.csv")
+    }
+    assert "not a readable video" in skipped["1 detect faces", f"{LONE}.mp4"]
+    assert "see why step 1 failed" in skipped["2 extract crops", f"{LONE}.mp4"]
     assert len(tree(root / "crops" / REAL)) == len(tree(root / "crops" / FAKE)) == 3
     assert f"{LONE}.mp4" in capsys.readouterr().err
 
@@ -134,10 +194,17 @@ def test_a_box_outside_the_frame_makes_no_crop(preprocessed, tmp_path):
     path = root / "boxes" / f"{REAL}.json"
     boxes = json.loads(path.read_text())
     boxes["10"].append([900.0, 900.0, 950.0, 950.0])
-    boxes["5"] = boxes["10"]  # the winner's own files hold every frame; only every 10th is cut
+    boxes["5"] = boxes[
+        "10"
+    ]  # the winner's own files hold every frame; only every 10th is cut
     path.write_text(json.dumps(boxes))
     assert run(2, root) == 0
-    assert tree(root / "crops" / REAL) == [".left_out", "0_0.png", "10_0.png", "20_0.png"]
+    assert tree(root / "crops" / REAL) == [
+        ".left_out",
+        "0_0.png",
+        "10_0.png",
+        "20_0.png",
+    ]
     reasons = [row["reason"] for row in read_rows(root / "failures.csv")]
     assert reasons == ["frame 10, face 1: outside the 320x240 frame, no crop"] * 2
 
@@ -156,7 +223,12 @@ def test_compressed_videos_keep_their_frames(dfdc, tmp_path):
     from preprocessing import compress_videos
 
     out = tmp_path / "compressed"
-    assert compress_videos.main(["--root-dir", str(dfdc), "--output-dir", str(out), "--workers", "0"]) == 0
+    assert (
+        compress_videos.main(
+            ["--root-dir", str(dfdc), "--output-dir", str(out), "--workers", "0"]
+        )
+        == 0
+    )
     sources = sorted(dfdc.glob("dfdc_train_part_*/*"))
     assert tree(out) == [name for name in tree(dfdc) if not name.startswith("failures")]
     for source in sources:
@@ -165,9 +237,13 @@ def test_compressed_videos_keep_their_frames(dfdc, tmp_path):
             assert target.read_text() == source.read_text()
             continue
         assert probe(target).frames == probe(source).frames == 24
-        for number, (a, b) in enumerate(zip(opencv_frames(source), opencv_frames(target))):
+        for number, (a, b) in enumerate(
+            zip(opencv_frames(source), opencv_frames(target))
+        ):
             error = np.mean((a.astype(float) - b) ** 2)
-            assert 0 < error < 60, f"frame {number}"  # above 30 dB of peak signal to noise
+            assert 0 < error < 60, (
+                f"frame {number}"
+            )  # above 30 dB of peak signal to noise
 
 
 @pytest.mark.parametrize("number", STEPS)
@@ -178,11 +254,16 @@ def test_help_names_the_options(number, capsys):
     assert end.value.code == 0 and "--root-dir" in text and "default: 0.02" in text
 
 
-def test_the_five_steps_in_one_program_equal_them_one_by_one(preprocessed, dfdc, tmp_path):
+def test_the_five_steps_in_one_program_equal_them_one_by_one(
+    preprocessed, dfdc, tmp_path
+):
     """In two worker processes that stay from step to step."""
     root = tmp_path / "data"
     shutil.copytree(dfdc, root)
-    assert all_steps.main(["--root-dir", str(root), "--workers", "2", "--device", "cpu"]) == 0
+    assert (
+        all_steps.main(["--root-dir", str(root), "--workers", "2", "--device", "cpu"])
+        == 0
+    )
     files = [name for name in tree(preprocessed) if (preprocessed / name).is_file()]
     assert files == [name for name in tree(root) if (root / name).is_file()]
     for name in files:
@@ -192,7 +273,9 @@ def test_the_five_steps_in_one_program_equal_them_one_by_one(preprocessed, dfdc,
 def test_a_step_that_fails_ends_the_program(tmp_path, capsys):
     (tmp_path / "dfdc_train_part_0").mkdir()
     (tmp_path / "dfdc_train_part_0" / "a.mp4").write_text("no video")
-    (tmp_path / "dfdc_train_part_0" / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
+    (tmp_path / "dfdc_train_part_0" / "metadata.json").write_text(
+        '{"a.mp4": {"label": "REAL"}}'
+    )
     assert all_steps.main(["--root-dir", str(tmp_path), "--workers", "0"]) == 1
     assert "01_detect_faces: too many videos failed" in capsys.readouterr().err
     assert not (tmp_path / "crops").exists()

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from preprocessing.cli import UserError
+from runtime.cli import UserError
 from training import select
 
 
@@ -20,16 +20,32 @@ def write_run(tmp_path, name, losses):
 
 
 def run(tmp_path, *options):
-    return select.main(["--logdir", str(tmp_path / "logs"), "--weights-dir", str(tmp_path / "weights"), *options])
+    return select.main(
+        [
+            "--logdir",
+            str(tmp_path / "logs"),
+            "--weights-dir",
+            str(tmp_path / "weights"),
+            *options,
+        ]
+    )
 
 
 def test_the_rule_by_hand(tmp_path, capsys):
     """(1.4 fake + real) / 2 after epoch 1: a has 0.36, 0.34, 0.60; b has 0.48, 0.50. The early 0.12 does not count."""
-    write_run(tmp_path, "a", [(0.1, 0.1), (0.9, 0.9), (0.3, 0.3), (0.2, 0.4), (0.5, 0.5)])
-    write_run(tmp_path, "b", [(0.1, 0.1), (0.9, 0.9), (0.4, 0.4), (0.5, 0.3), (float("nan"), 0.0)])
+    write_run(
+        tmp_path, "a", [(0.1, 0.1), (0.9, 0.9), (0.3, 0.3), (0.2, 0.4), (0.5, 0.5)]
+    )
+    write_run(
+        tmp_path,
+        "b",
+        [(0.1, 0.1), (0.9, 0.9), (0.4, 0.4), (0.5, 0.3), (float("nan"), 0.0)],
+    )
     assert run(tmp_path, "--count", "3", "--after-epoch", "1") == 0
     # the best of each run first (a 3, b 2), then the next best of all (a 2)
-    chosen = {path.name: path.read_text() for path in (tmp_path / "weights").glob("final_*")}
+    chosen = {
+        path.name: path.read_text() for path in (tmp_path / "weights").glob("final_*")
+    }
     assert chosen == {"final_a_3": "a 3", "final_b_2": "b 2", "final_a_2": "a 2"}
     assert capsys.readouterr().out.splitlines()[:3] == [
         "final_a_3  loss 0.3400",
@@ -46,7 +62,10 @@ def test_two_networks_are_the_best_of_each_run():
         select.Epoch("b", 20, 0.9),
         select.Epoch("c", 16, 0.0),
     ]
-    assert [epoch.checkpoint for epoch in select.select_epochs(epochs, 2, 16)] == ["a_20", "b_20"]
+    assert [epoch.checkpoint for epoch in select.select_epochs(epochs, 2, 16)] == [
+        "a_20",
+        "b_20",
+    ]
     assert select.weighted_loss(1.0, 2.0) == pytest.approx(1.7)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from preprocessing.cli import UserError
-from preprocessing.files import whole_file
+from runtime.cli import UserError
+from runtime.files import atomic_file
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
 from training.weights_file import SAFETENSORS, read_weights
@@ -33,9 +33,11 @@ def run_name(prefix: str, encoder: str, fold: int) -> str:
 
 def save_checkpoint(path: Path, **entries: object) -> None:
     """Write a checkpoint whole or not at all."""
-    buffer = io.BytesIO()  # a full disk then says so itself; PyTorch's own message would not
+    buffer = (
+        io.BytesIO()
+    )  # a full disk then says so itself; PyTorch's own message would not
     torch.save(entries, buffer)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
@@ -47,8 +49,13 @@ def load_checkpoint(path: Path) -> dict:
     """
     checkpoint = read_weights(path)
     if not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path}: holds no `state_dict`; it is not one of this project's or the winner's checkpoints")
-    checkpoint["state_dict"] = {str(key).removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+        raise UserError(
+            f"{path}: holds no `state_dict`; it is not one of this project's or the winner's checkpoints"
+        )
+    checkpoint["state_dict"] = {
+        str(key).removeprefix("module."): value
+        for key, value in checkpoint["state_dict"].items()
+    }
     return checkpoint
 
 
@@ -63,7 +70,11 @@ def load_classifier(path: Path) -> tuple[DeepFakeClassifier, InputSettings]:
     model = DeepFakeClassifier(encoder)
     try:
         model.load_state_dict(checkpoint["state_dict"])
-    except (RuntimeError, TypeError, AttributeError) as error:  # the last two where entries are no tensors
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as error:  # the last two where entries are no tensors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not weights of {encoder} ({reason})") from error
     return model.eval(), settings
@@ -75,9 +86,14 @@ def _describe(path: Path, checkpoint: dict) -> tuple[str, InputSettings]:
         try:
             config = Config(**checkpoint["config"])
         except (ValidationError, TypeError) as error:
-            raise UserError(f"{path}: made by another version of this project ({error})") from error
+            raise UserError(
+                f"{path}: made by another version of this project ({error})"
+            ) from error
         return config.encoder, config.input
-    named = re.search(rf"{NETWORK}_(tf_efficientnet_b[0-7])_ns_", Path(path).name.removesuffix(SAFETENSORS))
+    named = re.search(
+        rf"{NETWORK}_(tf_efficientnet_b[0-7])_ns_",
+        Path(path).name.removesuffix(SAFETENSORS),
+    )
     if not named:
         raise UserError(
             f"{path}: holds no settings, and its name does not tell the encoder; name it as the winner's, "

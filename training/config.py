@@ -14,12 +14,12 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from preprocessing.cli import UserError
 from preprocessing.crops import MARGIN_PARTS
 from preprocessing.faces import INFERENCE_THRESHOLDS
+from runtime.cli import UserError
 
 Rgb = tuple[float, float, float]
-MOST_BASES = 10
+MAX_BASES = 10
 
 
 class InputSettings(BaseModel):
@@ -28,12 +28,18 @@ class InputSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # the upper bounds keep a stranger's checkpoint from asking for all of the memory
-    size: int = Field(380, ge=32, le=2048, description="pixels a side of the square input")
+    size: int = Field(
+        380, ge=32, le=2048, description="pixels a side of the square input"
+    )
     mean: Rgb = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of values in 0..1
     std: Rgb = (0.229, 0.224, 0.225)
-    frames_per_video: int = Field(32, ge=1, le=1000, description="evenly spaced frames looked at in each video")
+    frames_per_video: int = Field(
+        32, ge=1, le=1000, description="evenly spaced frames looked at in each video"
+    )
     detector_thresholds: tuple[float, float, float] = INFERENCE_THRESHOLDS
-    margin_parts: int = Field(MARGIN_PARTS, ge=1, description="n for 1/n of the face's box added on each side")
+    margin_parts: int = Field(
+        MARGIN_PARTS, ge=1, description="n for 1/n of the face's box added on each side"
+    )
 
 
 class Config(BaseModel):
@@ -41,8 +47,14 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    encoder: str = Field("tf_efficientnet_b7.ns_jft_in1k", description="timm's name, or efficientnet_pytorch/NAME")
-    pretrained: str = Field("hub", description="hub: ImageNet weights by name; none: random; else a local file")
+    encoder: str = Field(
+        "tf_efficientnet_b7.ns_jft_in1k",
+        description="timm's name, or efficientnet_pytorch/NAME",
+    )
+    pretrained: str = Field(
+        "hub",
+        description="hub: ImageNet weights by name; none: random; else a local file",
+    )
     dropout: float = Field(0.0, ge=0, lt=1)
     drop_path_rate: float = Field(0.2, ge=0, lt=1)
     input: InputSettings = InputSettings()
@@ -50,9 +62,15 @@ class Config(BaseModel):
     epochs: int = Field(40, ge=1)
     batches_per_epoch: int = Field(2500, ge=1)
     batch_size: int = Field(12, ge=1, description="images on each GPU")
-    accumulate: int = Field(1, ge=1, description="batches of a GPU whose gradients are added up for a step; a run that goes "
-                            "on with more or fewer GPUs changes it so that a step has the same images")  # fmt: skip
-    precision: Literal["float32", "float16", "bfloat16"] = "float16"  # on a CPU training is always float32
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="batches of a GPU whose gradients are added up for a step; a run that goes "
+        "on with more or fewer GPUs changes it so that a step has the same images",
+    )
+    precision: Literal["float32", "float16", "bfloat16"] = (
+        "float16"  # on a CPU training is always float32
+    )
     sync_batchnorm: bool = True
 
     optimizer: Literal["sgd", "apex_fused_sgd"] = "sgd"
@@ -61,18 +79,33 @@ class Config(BaseModel):
     nesterov: bool = True
     weight_decay: float = Field(1e-4, ge=0)
     poly_power: float = Field(0.9, gt=0)
-    max_iterations: int = Field(100_500, ge=1, description="the schedule's length; at least epochs x batches_per_epoch")
+    max_iterations: int = Field(
+        100_500,
+        ge=1,
+        description="the schedule's length; at least epochs x batches_per_epoch",
+    )
     clip_gradient_norm: float = Field(1.0, gt=0)
 
     label_smoothing: float = Field(0.01, ge=0, lt=0.5)
     landmark_cutout: float = Field(0.7, ge=0, le=1, description="probability")
-    hull_cutout: float = Field(0.2, ge=0, le=1, description="probability, where no landmark was cut out")
-    half_cutout: float = Field(0.1, ge=0, le=1, description="probability, where neither was")
-    augmented: float = Field(
-        1.0, ge=0, le=1, description="share of the training crops that the augmentations are applied to"
+    hull_cutout: float = Field(
+        0.2, ge=0, le=1, description="probability, where no landmark was cut out"
     )
-    validation_frame_step: int = Field(20, ge=1, description="validate on frames 0, n, 2n, …")
-    max_broken_crops: float = Field(0.01, ge=0, le=1, description="share of an epoch's crops that may be unreadable")
+    half_cutout: float = Field(
+        0.1, ge=0, le=1, description="probability, where neither was"
+    )
+    augmented: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of the training crops that the augmentations are applied to",
+    )
+    validation_frame_step: int = Field(
+        20, ge=1, description="validate on frames 0, n, 2n, …"
+    )
+    max_broken_crops: float = Field(
+        0.01, ge=0, le=1, description="share of an epoch's crops that may be unreadable"
+    )
 
     @model_validator(mode="after")
     def _schedule_covers_training(self) -> "Config":
@@ -95,7 +128,9 @@ def load_config(path: Path, overrides: list[str] = ()) -> Config:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
-            raise UserError(f"--set {override}: write KEY=VALUE, for instance --set epochs=2")
+            raise UserError(
+                f"--set {override}: write KEY=VALUE, for instance --set epochs=2"
+            )
         place = values
         *groups, last = key.split(".")
         for group in groups:
@@ -115,14 +150,18 @@ def _read(path: Path, depth: int = 0) -> dict:
     try:
         values = _parse(path.read_bytes(), path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); the project's own are in configs/") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); the project's own are in configs/"
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold `key: value` lines; see configs/b7.yaml")
     base = values.pop("base", None)
     if base is None:
         return values
-    if not isinstance(base, str) or depth == MOST_BASES:
-        raise UserError(f"{path}: `base` must name another file, and files must not name each other in a circle")
+    if not isinstance(base, str) or depth == MAX_BASES:
+        raise UserError(
+            f"{path}: `base` must name another file, and files must not name each other in a circle"
+        )
     return {**_read(path.parent / base, depth + 1), **values}
 
 
@@ -130,14 +169,20 @@ def _parse(text: str | bytes, where: object) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(
+            f"{where}: not YAML: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{key}: {problem['msg']}" if key else problem["msg"].removeprefix("Value error, ")
+        return (
+            f"{key}: {problem['msg']}"
+            if key
+            else problem["msg"].removeprefix("Value error, ")
+        )
     *group, name = problem["loc"]
     known = list((InputSettings if group else Config).model_fields)
     # what the winner's own configuration called things, then the nearest spelling
@@ -148,5 +193,11 @@ def _explain(error: ValidationError) -> str:
         "max_iter": "max_iterations",
         "fp16": "precision",
     }
-    near = [winners[name]] if name in winners else difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
-    return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}")
+    near = (
+        [winners[name]]
+        if name in winners
+        else difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
+    )
+    return f"unknown key {key!r}; " + (
+        f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
+    )

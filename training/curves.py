@@ -7,7 +7,7 @@ Writes a PNG: the loss of fakes and of reals in training and validation, the lea
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocessing.files import whole_picture
+from runtime.files import save_figure
 
 LOSSES = {
     "train_fake_loss": ("tab:red", "-", "fakes, training"),
@@ -21,14 +21,24 @@ def draw_curves(rows: Sequence[dict], path: Path) -> None:
     """Draw all epochs. Values may be numbers or, as a CSV gives them, texts; a missing one is left out."""
     from matplotlib.ticker import MaxNLocator
 
-    with whole_picture(path, 13, 4) as figure:
+    with save_figure(path, 13, 4) as figure:
         losses, rate, speed = figure.subplots(1, 3)
         for key, (colour, style, label) in LOSSES.items():
-            losses.plot(*_points(rows, key), color=colour, linestyle=style, marker=".", label=label)
+            losses.plot(
+                *_points(rows, key),
+                color=colour,
+                linestyle=style,
+                marker=".",
+                label=label,
+            )
         losses.legend(fontsize="small")
         rate.plot(*_points(rows, "learning_rate"), marker=".")
         speed.plot(*_points(rows, "images_per_second"), marker=".")
-        for axes, title in ((losses, "loss, nats"), (rate, "learning rate at the epoch's end"), (speed, "images a second")):
+        for axes, title in (
+            (losses, "loss, nats"),
+            (rate, "learning rate at the epoch's end"),
+            (speed, "images a second"),
+        ):
             axes.set(title=title, xlabel="epoch", ylim=(0, None))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
@@ -36,5 +46,9 @@ def draw_curves(rows: Sequence[dict], path: Path) -> None:
 
 def _points(rows: Sequence[dict], key: str) -> tuple[list[int], list[float]]:
     """Epochs and values of one column."""
-    known = [(int(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+    known = [
+        (int(row["epoch"]), float(row[key]))
+        for row in rows
+        if row.get(key) not in (None, "")
+    ]
     return [epoch for epoch, _ in known], [value for _, value in known]

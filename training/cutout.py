@@ -18,20 +18,31 @@ TRIES = 5
 OUTLINE_POINTS = 40
 
 
-def cut_landmark(image: np.ndarray, landmarks: np.ndarray, rng: random.Random) -> np.ndarray:
+def landmark_cutout(
+    image: np.ndarray, landmarks: np.ndarray, rng: random.Random
+) -> np.ndarray:
     """Black out the eyes (p 1/2), the mouth (1/4), the nose (1/8) or nothing (1/8). landmarks: (5, 2) x, y in pixels."""
     left_eye, right_eye, nose, mouth_left, mouth_right = landmarks.astype(float)
     eyes_apart = np.linalg.norm(left_eye - right_eye)
     if rng.random() > 0.5:
         return _black_line(image, left_eye, right_eye, int(eyes_apart // 4))
     if rng.random() > 0.5:
-        return _black_line(image, mouth_left, mouth_right, int(np.linalg.norm(mouth_left - mouth_right) // 3))
+        return _black_line(
+            image,
+            mouth_left,
+            mouth_right,
+            int(np.linalg.norm(mouth_left - mouth_right) // 3),
+        )
     if rng.random() > 0.5:
-        return _black_line(image, nose, (left_eye + right_eye) / 2, int(eyes_apart // 4))
+        return _black_line(
+            image, nose, (left_eye + right_eye) / 2, int(eyes_apart // 4)
+        )
     return image
 
 
-def cut_hull(image: np.ndarray, landmarks: np.ndarray | None, rng: random.Random) -> np.ndarray:
+def hull_cutout(
+    image: np.ndarray, landmarks: np.ndarray | None, rng: random.Random
+) -> np.ndarray:
     """Black out the upper, lower, left or right half of the face's outline."""
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
@@ -43,7 +54,9 @@ def cut_hull(image: np.ndarray, landmarks: np.ndarray | None, rng: random.Random
     return image * (mask == 0)[..., None]
 
 
-def cut_half(image: np.ndarray, diff: np.ndarray, is_fake: bool, rng: random.Random) -> np.ndarray:
+def half_cutout(
+    image: np.ndarray, diff: np.ndarray, is_fake: bool, rng: random.Random
+) -> np.ndarray:
     """Black out half of the image: top, bottom, left, right or two opposite quarters.
 
     diff: (H, W) uint8, what step 4 wrote. For a fake a half is taken only where more than `CHANGED` changed pixels
@@ -63,7 +76,10 @@ def half_masks(height: int, width: int) -> list[np.ndarray]:
     left = upper.copy()
     upper[: height // 2], left[:, : width // 2] = True, True
     quarters = upper == left
-    return [mask.astype(np.uint8) for mask in (upper, ~upper, left, ~left, quarters, ~quarters)]
+    return [
+        mask.astype(np.uint8)
+        for mask in (upper, ~upper, left, ~left, quarters, ~quarters)
+    ]
 
 
 def face_outline(landmarks: np.ndarray | None, height: int, width: int) -> np.ndarray:
@@ -80,14 +96,25 @@ def face_outline(landmarks: np.ndarray | None, height: int, width: int) -> np.nd
     points = landmarks.astype(float)
     eyes, mouth = points[:2].mean(axis=0), points[3:].mean(axis=0)
     across, down = points[1] - points[0], mouth - eyes
-    return eyes + 0.925 * down + circle[:, :1] * 1.05 * across + circle[:, 1:] * 1.325 * down
+    return (
+        eyes
+        + 0.925 * down
+        + circle[:, :1] * 1.05 * across
+        + circle[:, 1:] * 1.325 * down
+    )
 
 
-def _black_line(image: np.ndarray, start: np.ndarray, end: np.ndarray, radius: int) -> np.ndarray:
+def _black_line(
+    image: np.ndarray, start: np.ndarray, end: np.ndarray, radius: int
+) -> np.ndarray:
     """Black out a line of thickness 2 widened by `radius` pixels in city-block distance."""
     mask = np.zeros(image.shape[:2], np.uint8)
-    cv2.line(mask, tuple(int(v) for v in start), tuple(int(v) for v in end), 1, thickness=2)
+    cv2.line(
+        mask, tuple(int(v) for v in start), tuple(int(v) for v in end), 1, thickness=2
+    )
     if radius > 0:
         reach = np.abs(np.arange(-radius, radius + 1))
-        mask = cv2.dilate(mask, (reach[:, None] + reach <= radius).astype(np.uint8), borderValue=0)
+        mask = cv2.dilate(
+            mask, (reach[:, None] + reach <= radius).astype(np.uint8), borderValue=0
+        )
     return image * (mask == 0)[..., None]

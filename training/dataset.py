@@ -10,30 +10,36 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from preprocessing.cli import UserError
-from preprocessing.dfdc import folds_file
-from preprocessing.table import Crops
+from preprocessing.crop_table import CropTable
+from preprocessing.layout import folds_path
+from runtime.cli import UserError
 from training.augment import TrainingTransform, plain_transform
 from training.config import Config
-from training.cutout import cut_half, cut_hull, cut_landmark
+from training.cutout import half_cutout, hull_cutout, landmark_cutout
 from training.samples import Sample
 
-REPLACEMENTS = 5  # crops tried in place of an unreadable one before it is an error
+MAX_RETRIES = 5  # crops tried in place of an unreadable one before it is an error
 SHARDS_AT_A_TIME = 8  # of each kind that crops are taken from by turns
 
 
-def split_crops(crops: Crops, fold: int, validation_frame_step: int) -> tuple[Crops, Crops]:
+def train_val_split(
+    crops: CropTable, fold: int, validation_frame_step: int
+) -> tuple[CropTable, CropTable]:
     """Training crops (all other folds) and validation crops (this fold, every n-th frame).
 
     Raises:
         UserError: one side lacks reals or fakes.
     """
     training = crops.where(crops["fold"] != fold)
-    validation = crops.where((crops["fold"] == fold) & (crops["frame"] % validation_frame_step == 0))
+    validation = crops.where(
+        (crops["fold"] == fold) & (crops["frame"] % validation_frame_step == 0)
+    )
     for part, name in ((training, "the other folds"), (validation, f"fold {fold}")):
         for label, kind in ((0, "REAL"), (1, "FAKE")):
             if not (part["label"] == label).any():
-                raise UserError(f"{folds_file(crops.root)}: {name} hold no {kind} crop; choose another --fold, 0 to 15")
+                raise UserError(
+                    f"{folds_path(crops.root)}: {name} hold no {kind} crop; choose another --fold, 0 to 15"
+                )
     return training, validation
 
 
@@ -53,12 +59,28 @@ class BalancedSampler(Sampler[tuple[int, int]]):
     """
 
     def __init__(
-        self, labels: np.ndarray, count: int, seed: int, rank: int = 0, world_size: int = 1, batch_size: int = 1,
-        accumulate: int = 1, shards: np.ndarray | None = None,
-    ):  # fmt: skip
+        self,
+        labels: np.ndarray,
+        count: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size: int = 1,
+        accumulate: int = 1,
+        shards: np.ndarray | None = None,
+    ):
         self._kinds = [np.flatnonzero(labels == label) for label in (0, 1)]
-        self._count, self._seed, self._rank, self._world_size = count, seed, rank, world_size
-        self._batch_size, self._accumulate, self._shards = batch_size, accumulate, shards
+        self._count, self._seed, self._rank, self._world_size = (
+            count,
+            seed,
+            rank,
+            world_size,
+        )
+        self._batch_size, self._accumulate, self._shards = (
+            batch_size,
+            accumulate,
+            shards,
+        )
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -71,16 +93,26 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         each = min(map(len, self._kinds))
         draws: list[np.ndarray] = []
         while sum(map(len, draws)) < total:
-            draws.append(self._draw(each, generator) if self._shards is None else self._draw_in_order(each, generator))
+            draws.append(
+                self._draw(each, generator)
+                if self._shards is None
+                else self._draw_in_order(each, generator)
+            )
         rows = np.concatenate(draws)[:total]
         seeds = generator.integers(2**63, size=total)
-        by_part = np.arange(total).reshape(-1, self._batch_size, parts)  # step, place in the batch, part
+        by_part = np.arange(total).reshape(
+            -1, self._batch_size, parts
+        )  # step, place in the batch, part
         mine = by_part[:, :, self._rank :: self._world_size].swapaxes(1, 2).ravel()
         yield from zip(rows[mine].tolist(), seeds[mine].tolist())
 
     def _draw(self, each: int, generator: np.random.Generator) -> np.ndarray:
         """So many crops of each kind, mixed."""
-        return generator.permutation(np.concatenate([generator.choice(kind, each, replace=False) for kind in self._kinds]))
+        return generator.permutation(
+            np.concatenate(
+                [generator.choice(kind, each, replace=False) for kind in self._kinds]
+            )
+        )
 
     def _draw_in_order(self, each: int, generator: np.random.Generator) -> np.ndarray:
         """The same, shard by shard, from a place in the middle on, so that no shard's last crops are drawn less often."""
@@ -88,15 +120,20 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         for kind in self._kinds:
             shards = np.split(kind, np.flatnonzero(np.diff(self._shards[kind])) + 1)
             order = [shards[number] for number in generator.permutation(len(shards))]
-            groups = [order[at : at + SHARDS_AT_A_TIME] for at in range(0, len(order), SHARDS_AT_A_TIME)]
-            walk = np.concatenate([by_turns(group, generator) for group in groups])
+            groups = [
+                order[at : at + SHARDS_AT_A_TIME]
+                for at in range(0, len(order), SHARDS_AT_A_TIME)
+            ]
+            walk = np.concatenate([interleave(group, generator) for group in groups])
             kinds.append(np.roll(walk, generator.integers(len(walk)))[:each])
-        return by_turns(kinds, generator)
+        return interleave(kinds, generator)
 
 
-def by_turns(parts: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+def interleave(parts: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
     """All values of some arrays, each array's in its order, at random places among the others'."""
-    turns = generator.permutation(np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+    turns = generator.permutation(
+        np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    )
     mixed = np.empty(len(turns), np.int64)
     for number, part in enumerate(parts):
         mixed[turns == number] = part
@@ -107,7 +144,7 @@ class TrainingCrops(Dataset):
     """Augmented crops. Item (row, seed): image (S, S, 3) uint8 RGB, smoothed label, the row it is of, seed, and why each crop
     that it replaces could not be read."""
 
-    def __init__(self, crops: Crops, config: Config):
+    def __init__(self, crops: CropTable, config: Config):
         self.crops, self.config = crops, config
         self._transform: TrainingTransform | None = None
 
@@ -115,47 +152,59 @@ class TrainingCrops(Dataset):
         row, seed = item
         rng = random.Random(seed)
         broken: list[str] = []
-        for _ in range(REPLACEMENTS):
+        for _ in range(MAX_RETRIES):
             try:
                 image = self._read(row, rng)
                 break
             except UserError as error:
                 broken.append(str(error))
-                same_kind = np.flatnonzero(self.crops["label"] == self.crops["label"][row])
+                same_kind = np.flatnonzero(
+                    self.crops["label"] == self.crops["label"][row]
+                )
                 row = int(rng.choice(same_kind))
         else:
-            raise UserError(f"{REPLACEMENTS} crops in a row cannot be read, the last: {broken[-1]}")
+            raise UserError(
+                f"{MAX_RETRIES} crops in a row cannot be read, the last: {broken[-1]}"
+            )
         if rng.random() < self.config.augmented:
-            self._transform = self._transform or TrainingTransform(self.config.input.size)
+            self._transform = self._transform or TrainingTransform(
+                self.config.input.size
+            )
             image = self._transform(image, rng.getrandbits(32))
         else:
             image = plain_transform(image, self.config.input.size)
         smoothing = self.config.label_smoothing
         label = float(np.clip(self.crops["label"][row], smoothing, 1 - smoothing))
-        return {"image": image, "label": np.float32(label), "row": row, "seed": seed, "broken": broken}
+        return {
+            "image": image,
+            "label": np.float32(label),
+            "row": row,
+            "seed": seed,
+            "broken": broken,
+        }
 
     def _read(self, row: int, rng: random.Random) -> np.ndarray:
         """A crop (h, w, 3) uint8 RGB with at most one cutout."""
         config, sample = self.config, Sample(self.crops, row)
         image, landmarks = sample.image(), sample.landmarks()
         if landmarks is not None and rng.random() < config.landmark_cutout:
-            return cut_landmark(image, landmarks, rng)
+            return landmark_cutout(image, landmarks, rng)
         if rng.random() < config.hull_cutout:
-            return cut_hull(image, landmarks, rng)
+            return hull_cutout(image, landmarks, rng)
         if rng.random() < config.half_cutout:
             diff = sample.diff()
             if diff is None:
                 diff = np.zeros(image.shape[:2], np.uint8)
             if diff.shape != image.shape[:2]:
                 raise sample.wrong_size()
-            return cut_half(image, diff, bool(self.crops["label"][row]), rng)
+            return half_cutout(image, diff, bool(self.crops["label"][row]), rng)
         return image
 
 
 class ValidationCrops(Dataset):
     """Plain crops. Item row: image (S, S, 3) uint8 RGB, label 0 or 1, row. An unreadable crop is an error."""
 
-    def __init__(self, crops: Crops, size: int):
+    def __init__(self, crops: CropTable, size: int):
         self.crops, self._size = crops, size
 
     def __len__(self) -> int:

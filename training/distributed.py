@@ -13,11 +13,13 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from preprocessing.cli import MachineError
-from preprocessing.faces import pick_device
-from preprocessing.workers import die_with_parent
+from runtime.cli import MachineError
+from runtime.device import pick_device
+from runtime.process import die_with_parent
 
-LONGEST_WAIT = timedelta(minutes=10)  # for a process that does not answer and whose connection does not break either
+LONGEST_WAIT = timedelta(
+    minutes=10
+)  # for a process that does not answer and whose connection does not break either
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class World:
 
         Batch norm's statistics are shared between processes on GPUs only: PyTorch's SyncBatchNorm has no CPU version.
         """
-        model = model.to(self.device, memory_format=torch.channels_last)  # faster on either kind (benchmarks/README.md)
+        model = model.to(
+            self.device, memory_format=torch.channels_last
+        )  # faster on either kind (benchmarks/README.md)
         if self.size == 1:
             return model
         on_gpu = self.device.type == "cuda"
@@ -46,7 +50,9 @@ class World:
             model = convert_sync_batchnorm(model)
         # the gradients of depthwise convolutions have ambiguous strides; averaging copies them, no more
         warnings.filterwarnings("ignore", "Grad strides do not match")
-        return DistributedDataParallel(model, device_ids=[self.device.index] if on_gpu else None)
+        return DistributedDataParallel(
+            model, device_ids=[self.device.index] if on_gpu else None
+        )
 
     def gather(self, items: list) -> list:
         """The items of all processes, in order of rank, on every process."""
@@ -62,14 +68,16 @@ class World:
 
 
 @contextmanager
-def join_world(device: str | None = None) -> Iterator[World]:
+def init_distributed(device: str | None = None) -> Iterator[World]:
     """Join the processes that torchrun started, or be alone. `device`: cpu or cuda; the GPU where there is one if None.
 
     Raises:
         MachineError: another of the processes ended.
     """
-    size, rank, local_rank = (int(os.environ.get(name, default)) for name, default in
-                              (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))  # fmt: skip
+    size, rank, local_rank = (
+        int(os.environ.get(name, default))
+        for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+    )
     kind = pick_device(device or "auto")
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if place.type == "cuda":
@@ -78,14 +86,18 @@ def join_world(device: str | None = None) -> Iterator[World]:
         yield World(rank, size, place)
         return
     die_with_parent()  # torchrun, if it is killed, leaves its processes running
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    dist.init_process_group(
+        "nccl" if place.type == "cuda" else "gloo", timeout=LONGEST_WAIT
+    )
     try:
         yield World(rank, size, place)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "peer" not in str(error).lower():
             raise
-        raise MachineError(f"process {rank}: another training process ended, or its node was lost; it says why above, or "
-                           "torchrun below. Run the same command again to go on after the last epoch; on fewer nodes or GPUs "
-                           "a step keeps its images") from error  # fmt: skip
+        raise MachineError(
+            f"process {rank}: another training process ended, or its node was lost; it says why above, or "
+            "torchrun below. Run the same command again to go on after the last epoch; on fewer nodes or GPUs "
+            "a step keeps its images"
+        ) from error
     finally:
         dist.destroy_process_group()

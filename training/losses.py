@@ -21,7 +21,10 @@ def balanced_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
         hold is 0, as in the winner's training, so such a batch counts half.
     """
     losses = binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    fake, real = (losses[mask].mean() if mask.any() else losses.sum() * 0 for mask in (labels > 0.5, labels <= 0.5))
+    fake, real = (
+        losses[mask].mean() if mask.any() else losses.sum() * 0
+        for mask in (labels > 0.5, labels <= 0.5)
+    )
     return (fake + real) / 2, fake, real
 
 
@@ -37,9 +40,15 @@ def video_losses(scores: Iterable[tuple[str, float, float]]) -> tuple[float, flo
     by_video: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for video, probability, label in scores:
         by_video[video].append((probability, label))
-    means = np.array([np.mean(values, axis=0, dtype=np.float64) for values in by_video.values()]).reshape(-1, 2)
+    means = np.array(
+        [np.mean(values, axis=0, dtype=np.float64) for values in by_video.values()]
+    ).reshape(-1, 2)
     losses = []
     for label in (1, 0):
         kind = means[means[:, 1] == label]
-        losses.append(float(log_loss(kind[:, 1], kind[:, 0], labels=[0, 1])) if len(kind) else float("nan"))
+        losses.append(
+            float(log_loss(kind[:, 1], kind[:, 0], labels=[0, 1]))
+            if len(kind)
+            else float("nan")
+        )
     return losses[0], losses[1]

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from preprocessing.cli import UserError
+from runtime.cli import UserError
 from training.weights_file import read_weights
 
 EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"
@@ -27,7 +27,13 @@ class DeepFakeClassifier(nn.Module):
         drop_path_rate: of stochastic depth in the encoder.
     """
 
-    def __init__(self, encoder: str, pretrained: str = "none", dropout: float = 0.0, drop_path_rate: float = 0.0):
+    def __init__(
+        self,
+        encoder: str,
+        pretrained: str = "none",
+        dropout: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
         super().__init__()
         self.encoder, unused = _make_encoder(encoder, pretrained, drop_path_rate)
         # no gradient ever reaches the ImageNet classifier; distributed training must know
@@ -36,7 +42,9 @@ class DeepFakeClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(unused.in_features, 1)
         self._extract = (
-            self.encoder.extract_features if encoder.startswith(EFFICIENTNET_PYTORCH) else self.encoder.forward_features
+            self.encoder.extract_features
+            if encoder.startswith(EFFICIENTNET_PYTORCH)
+            else self.encoder.forward_features
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -52,40 +60,64 @@ class DeepFakeClassifier(nn.Module):
 class Normalize(nn.Module):
     """uint8 images (N, S, S, 3) RGB to the network's input (N, 3, S, S) float32: x / 255, minus mean, over std."""
 
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]):
+    def __init__(
+        self, mean: tuple[float, float, float], std: tuple[float, float, float]
+    ):
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std).view(1, 3, 1, 1), persistent=False
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
 
-def _make_encoder(name: str, pretrained: str, drop_path_rate: float) -> tuple[nn.Module, nn.Linear]:
+def _make_encoder(
+    name: str, pretrained: str, drop_path_rate: float
+) -> tuple[nn.Module, nn.Linear]:
     """The encoder and its unused classifier."""
-    make = _from_efficientnet_pytorch if name.startswith(EFFICIENTNET_PYTORCH) else _from_timm
+    make = (
+        _from_efficientnet_pytorch
+        if name.startswith(EFFICIENTNET_PYTORCH)
+        else _from_timm
+    )
     encoder, classifier = make(name, pretrained == "hub", drop_path_rate)
     if pretrained not in ("hub", "none"):
         _load_encoder_weights(encoder, Path(pretrained))
     return encoder, classifier
 
 
-def _from_timm(name: str, download: bool, drop_path_rate: float) -> tuple[nn.Module, nn.Linear]:
+def _from_timm(
+    name: str, download: bool, drop_path_rate: float
+) -> tuple[nn.Module, nn.Linear]:
     if not re.fullmatch(r"(tf_)?efficientnet_b[0-7](\.\w+)?", name):
-        raise UserError(f"encoder {name!r}: give an EfficientNet B0-B7 of timm, such as tf_efficientnet_b7.ns_jft_in1k")
+        raise UserError(
+            f"encoder {name!r}: give an EfficientNet B0-B7 of timm, such as tf_efficientnet_b7.ns_jft_in1k"
+        )
     try:
-        encoder = timm.create_model(name, pretrained=download, drop_path_rate=drop_path_rate)
+        encoder = timm.create_model(
+            name, pretrained=download, drop_path_rate=drop_path_rate
+        )
     except (RuntimeError, OSError) as error:
-        raise UserError(_no_weights(name, error) if download else f"encoder {name!r}: timm: {error}") from error
+        raise UserError(
+            _no_weights(name, error) if download else f"encoder {name!r}: timm: {error}"
+        ) from error
     return encoder, encoder.classifier
 
 
-def _from_efficientnet_pytorch(name: str, download: bool, drop_path_rate: float) -> tuple[nn.Module, nn.Linear]:
+def _from_efficientnet_pytorch(
+    name: str, download: bool, drop_path_rate: float
+) -> tuple[nn.Module, nn.Linear]:
     from efficientnet_pytorch import VALID_MODELS, EfficientNet
 
     short = name.removeprefix(EFFICIENTNET_PYTORCH)
     if short not in VALID_MODELS:
-        raise UserError(f"encoder {name!r}: efficientnet-pytorch knows {', '.join(VALID_MODELS)}")
+        raise UserError(
+            f"encoder {name!r}: efficientnet-pytorch knows {', '.join(VALID_MODELS)}"
+        )
     try:
         make = EfficientNet.from_pretrained if download else EfficientNet.from_name
         encoder = make(short, drop_connect_rate=drop_path_rate)
@@ -104,9 +136,13 @@ def _no_weights(name: str, error: Exception) -> str:
 
 def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"pretrained: {path}: no such file; give `hub`, `none` or a file of encoder weights")
+        raise UserError(
+            f"pretrained: {path}: no such file; give `hub`, `none` or a file of encoder weights"
+        )
     entries = read_weights(path)
     try:
         encoder.load_state_dict(entries.get("state_dict", entries))
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"pretrained: {path}: not weights of this encoder ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(
+            f"pretrained: {path}: not weights of this encoder ({' '.join(str(error).split())[:200]})"
+        ) from error

@@ -1,7 +1,9 @@
 """The learning rate as a plain function of the iteration: nothing to keep, nothing to save."""
 
 
-def poly_learning_rate(iteration: int, base: float, power: float, max_iterations: int) -> float:
+def poly_learning_rate(
+    iteration: int, base: float, power: float, max_iterations: int
+) -> float:
     """The learning rate of the optimizer's step `iteration`, counted from 0 over the whole training.
 
     Method: "poly", base * (1 - n / max_iterations) ** power. The winner's progress bar moved the schedule by one before

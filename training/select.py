@@ -14,8 +14,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.cli import UserError, make_parser, positive_int, run_main
-from preprocessing.files import whole_file, whole_picture
+from runtime.cli import UserError, make_parser, positive_int, run_main
+from runtime.files import atomic_file, save_figure
 
 FAKE_WEIGHT = 1.4  # the winner's setting: a missed fake weighs more
 AFTER_EPOCH = 16
@@ -35,7 +35,9 @@ class Epoch:
         return f"{self.run}_{self.number}"
 
 
-def weighted_loss(fake_loss: float, real_loss: float, fake_weight: float = FAKE_WEIGHT) -> float:
+def weighted_loss(
+    fake_loss: float, real_loss: float, fake_weight: float = FAKE_WEIGHT
+) -> float:
     """(1.4 x fake loss + real loss) / 2."""
     return (fake_weight * fake_loss + real_loss) / 2
 
@@ -48,61 +50,112 @@ def read_epochs(logdir: Path) -> list[Epoch]:
     """
     paths = sorted(logdir.glob("*/metrics.csv"))
     if not paths:
-        raise UserError(f"{logdir}: holds no RUN/metrics.csv; train first, or give the --logdir that training was given")
+        raise UserError(
+            f"{logdir}: holds no RUN/metrics.csv; train first, or give the --logdir that training was given"
+        )
     epochs = []
     for path in paths:
         try:
             with open(path, newline="") as file:
                 for row in csv.DictReader(file):
-                    loss = weighted_loss(float(row["val_fake_loss"]), float(row["val_real_loss"]))
+                    loss = weighted_loss(
+                        float(row["val_fake_loss"]), float(row["val_real_loss"])
+                    )
                     epochs.append(Epoch(path.parent.name, int(row["epoch"]), loss))
         except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: cannot be read as training wrote it ({error!r})") from error
+            raise UserError(
+                f"{path}: cannot be read as training wrote it ({error!r})"
+            ) from error
     return epochs
 
 
 def select_epochs(epochs: list[Epoch], count: int, after_epoch: int) -> list[Epoch]:
     """The best epoch of each run, then the next best of all, `count` together at most, best first."""
-    ranked = sorted((e for e in epochs if e.number > after_epoch and math.isfinite(e.loss)), key=lambda e: e.loss)
-    first = [epoch for place, epoch in enumerate(ranked) if epoch.run not in {e.run for e in ranked[:place]}]
+    ranked = sorted(
+        (e for e in epochs if e.number > after_epoch and math.isfinite(e.loss)),
+        key=lambda e: e.loss,
+    )
+    first = [
+        epoch
+        for place, epoch in enumerate(ranked)
+        if epoch.run not in {e.run for e in ranked[:place]}
+    ]
     others = [epoch for epoch in ranked if epoch not in first]
     return sorted((first + others)[:count], key=lambda epoch: epoch.loss)
 
 
 def draw_curves(epochs: list[Epoch], chosen: list[Epoch], path: Path) -> None:
     """Weighted loss by epoch, a line for each run, the chosen epochs marked."""
-    with whole_picture(path, 9, 5) as figure:
+    with save_figure(path, 9, 5) as figure:
         axes = figure.subplots()
         for run in sorted({epoch.run for epoch in epochs}):
-            curve = sorted((epoch.number, epoch.loss) for epoch in epochs if epoch.run == run)
+            curve = sorted(
+                (epoch.number, epoch.loss) for epoch in epochs if epoch.run == run
+            )
             axes.plot(*zip(*curve), label=run)
-        axes.scatter([e.number for e in chosen], [e.loss for e in chosen], color="red", zorder=3, label="chosen")
+        axes.scatter(
+            [e.number for e in chosen],
+            [e.loss for e in chosen],
+            color="red",
+            zorder=3,
+            label="chosen",
+        )
         for epoch in chosen:
-            axes.annotate(f"{epoch.number}", (epoch.number, epoch.loss), textcoords="offset points", xytext=(4, 6))
-        axes.set(xlabel="epoch", ylabel=f"({FAKE_WEIGHT} x fake loss + real loss) / 2, nats", title="Validation")
+            axes.annotate(
+                f"{epoch.number}",
+                (epoch.number, epoch.loss),
+                textcoords="offset points",
+                xytext=(4, 6),
+            )
+        axes.set(
+            xlabel="epoch",
+            ylabel=f"({FAKE_WEIGHT} x fake loss + real loss) / 2, nats",
+            title="Validation",
+        )
         axes.legend(fontsize="small")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--logdir", type=Path, default=Path("logs"), help="that training wrote to")
-    parser.add_argument("--weights-dir", type=Path, default=Path("weights"), help="that training wrote to")
-    parser.add_argument("--count", type=positive_int, default=PUBLISHED, help="networks to choose")
-    parser.add_argument("--after-epoch", type=int, default=AFTER_EPOCH, help="look at later epochs only")
+    parser.add_argument(
+        "--logdir", type=Path, default=Path("logs"), help="that training wrote to"
+    )
+    parser.add_argument(
+        "--weights-dir",
+        type=Path,
+        default=Path("weights"),
+        help="that training wrote to",
+    )
+    parser.add_argument(
+        "--count", type=positive_int, default=PUBLISHED, help="networks to choose"
+    )
+    parser.add_argument(
+        "--after-epoch", type=int, default=AFTER_EPOCH, help="look at later epochs only"
+    )
     options = parser.parse_args(argv)
     epochs = read_epochs(options.logdir)
     chosen = select_epochs(epochs, options.count, options.after_epoch)
     if not chosen:
-        raise UserError(f"{options.logdir}: no run has an epoch after {options.after_epoch}; see --after-epoch")
+        raise UserError(
+            f"{options.logdir}: no run has an epoch after {options.after_epoch}; see --after-epoch"
+        )
     for epoch in chosen:
         source = options.weights_dir / epoch.checkpoint
         if not source.is_file():
-            raise UserError(f"{source}: the chosen checkpoint is not there; give the --weights-dir of the training")
-        with whole_file(options.weights_dir / f"final_{epoch.checkpoint}") as temporary:
-            shutil.copy2(source, temporary)  # with its date, so that what was made from it stays newer
+            raise UserError(
+                f"{source}: the chosen checkpoint is not there; give the --weights-dir of the training"
+            )
+        with atomic_file(
+            options.weights_dir / f"final_{epoch.checkpoint}"
+        ) as temporary:
+            shutil.copy2(
+                source, temporary
+            )  # with its date, so that what was made from it stays newer
         print(f"final_{epoch.checkpoint}  loss {epoch.loss:.4f}")
     draw_curves(epochs, chosen, options.logdir / "selection.png")
-    print(f"copied to {options.weights_dir}; curves in {options.logdir / 'selection.png'}")
+    print(
+        f"copied to {options.weights_dir}; curves in {options.logdir / 'selection.png'}"
+    )
     return 0
 
 

@@ -28,23 +28,29 @@ import yaml
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from preprocessing.cli import MachineError, UserError, make_parser, run_main, whole_number
-from preprocessing.files import TABLE, whole_file, write_csv, writing
-from preprocessing.table import FORMATS, Crops, read_crops
-from preprocessing.workers import deaf_to_ctrl_c, die_with_parent, keep_memory
+from preprocessing.crop_table import FORMATS, CropTable, read_crop_table
+from runtime.cli import MachineError, UserError, make_parser, non_negative_int, run_main
+from runtime.files import atomic_file, open_csv, write_csv, write_errors
+from runtime.process import block_sigint, die_with_parent, tune_malloc
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
 from training.config import Config, load_config
 from training.curves import draw_curves
-from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops, collate, split_crops
-from training.distributed import World, join_world
+from training.dataset import (
+    BalancedSampler,
+    TrainingCrops,
+    ValidationCrops,
+    collate,
+    train_val_split,
+)
+from training.distributed import World, init_distributed
 from training.losses import balanced_loss, video_losses
 from training.model import DeepFakeClassifier, Normalize
 from training.schedule import poly_learning_rate
 
-MOST_SKIPS = 20  # steps in a row without finite gradients; the scaler halves its scale at each, from 65,536 to below 1
+MAX_SKIPPED_STEPS = 20  # steps in a row without finite gradients; the scaler halves its scale at each, from 65,536 to below 1
 
 
-class NotFinite(UserError):
+class NonFiniteError(UserError):
     """A step whose loss or gradients are not finite, where that is no longer the scaler's search for its scale."""
 
 
@@ -66,8 +72,17 @@ class Trainer:
     _scale: float = 0.0
 
     @classmethod
-    def build(cls, config: Config, world: World, pretrained: str, seed: int = 0, accumulate: int = 1) -> "Trainer":
-        network = DeepFakeClassifier(config.encoder, pretrained, config.dropout, config.drop_path_rate)
+    def build(
+        cls,
+        config: Config,
+        world: World,
+        pretrained: str,
+        seed: int = 0,
+        accumulate: int = 1,
+    ) -> "Trainer":
+        network = DeepFakeClassifier(
+            config.encoder, pretrained, config.dropout, config.drop_path_rate
+        )
         for layer in network.modules():
             if isinstance(
                 layer, torch.nn.BatchNorm2d
@@ -75,9 +90,21 @@ class Trainer:
                 layer.momentum = 1 - (1 - layer.momentum) ** (1 / accumulate)
         model = world.wrap(network, config.sync_batchnorm)
         network = model.module if hasattr(model, "module") else model
-        scaler = torch.amp.GradScaler(enabled=config.precision == "float16" and world.device.type == "cuda")
+        scaler = torch.amp.GradScaler(
+            enabled=config.precision == "float16" and world.device.type == "cuda"
+        )
         normalize = Normalize(config.input.mean, config.input.std).to(world.device)
-        return cls(config, world, model, network, normalize, _make_optimizer(config, network), scaler, seed, accumulate)
+        return cls(
+            config,
+            world,
+            model,
+            network,
+            normalize,
+            _make_optimizer(config, network),
+            scaler,
+            seed,
+            accumulate,
+        )
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N,) float32 of images (N, S, S, 3) uint8 RGB, in the configured precision on a GPU."""
@@ -86,19 +113,25 @@ class Trainer:
         precision = getattr(torch, self.config.precision)
         # the wrapped model waits for the other processes, whose validation batches may be fewer
         model = self.model if self.model.training else self.network
-        with torch.autocast(kind, precision, enabled=kind == "cuda" and precision != torch.float32):
+        with torch.autocast(
+            kind, precision, enabled=kind == "cuda" and precision != torch.float32
+        ):
             return model(images).float()
 
-    def step(self, batches: Sequence[dict], iteration: int) -> tuple[float, float, float]:
+    def step(
+        self, batches: Sequence[dict], iteration: int
+    ) -> tuple[float, float, float]:
         """One optimizer step with the mean gradient of the batches. Returns the loss over fakes and reals, over fakes, over
         reals, each the mean of the batches'.
 
         Raises:
-            NotFinite: the loss is not, or the scaler has skipped `MOST_SKIPS` steps in a row. Such a loss comes from
+            NonFiniteError: the loss is not, or the scaler has skipped `MAX_SKIPPED_STEPS` steps in a row. Such a loss comes from
                 activations that are in batch norm's statistics by now: no later step would mend that.
         """
         config = self.config
-        learning_rate = poly_learning_rate(iteration, config.learning_rate, config.poly_power, config.max_iterations)
+        learning_rate = poly_learning_rate(
+            iteration, config.learning_rate, config.poly_power, config.max_iterations
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -106,18 +139,34 @@ class Trainer:
         for number, batch in enumerate(batches):
             self._seed_dropout(iteration, number)
             last = number == len(batches) - 1
-            with nullcontext() if last or self.model is self.network else self.model.no_sync():
-                losses = balanced_loss(self.logits(batch["image"]), batch["label"].to(self.world.device))
-                values.append(torch.stack(losses).tolist())  # one wait for the GPU, not three
+            with (
+                nullcontext()
+                if last or self.model is self.network
+                else self.model.no_sync()
+            ):
+                losses = balanced_loss(
+                    self.logits(batch["image"]), batch["label"].to(self.world.device)
+                )
+                values.append(
+                    torch.stack(losses).tolist()
+                )  # one wait for the GPU, not three
                 if not number:
                     self._count_skips()
                 finite = math.isfinite(values[-1][0])
-                if not finite or self._in_a_row > MOST_SKIPS:
-                    what = "the gradients are not finite" if finite else f"the loss is {values[-1][0]}"
-                    raise NotFinite(f"{what} at iteration {iteration}; lower learning_rate, or set precision to bfloat16")
+                if not finite or self._in_a_row > MAX_SKIPPED_STEPS:
+                    what = (
+                        "the gradients are not finite"
+                        if finite
+                        else f"the loss is {values[-1][0]}"
+                    )
+                    raise NonFiniteError(
+                        f"{what} at iteration {iteration}; lower learning_rate, or set precision to bfloat16"
+                    )
                 self.scaler.scale(losses[0] / len(batches)).backward()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(
+            self.network.parameters(), config.clip_gradient_norm
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return tuple(sum(each) / len(each) for each in zip(*values))
@@ -125,7 +174,13 @@ class Trainer:
     def _seed_dropout(self, iteration: int, number: int) -> None:
         """What dropout and stochastic depth draw follows from the seed, the iteration and the part of the epoch alone."""
         part = self.world.rank + number * self.world.size
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, iteration, part]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(
+            int(
+                np.random.SeedSequence([self.seed, iteration, part]).generate_state(
+                    1, np.uint64
+                )[0]
+            )
+        )
 
     def _count_skips(self) -> None:
         """The scaler lowers its scale where it skips a step. Asked one step later, when the GPU has got there anyway."""
@@ -141,23 +196,53 @@ def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int, log: Path) -> 
     """One pass. Returns this epoch's training columns of metrics.csv. `log` is for the names of a bad batch."""
     trainer.model.train()
     config, world = trainer.config, trainer.world
-    start, broken, sums, skipped = time.perf_counter(), 0, [0.0, 0.0, 0.0], trainer.skipped
+    start, broken, sums, skipped = (
+        time.perf_counter(),
+        0,
+        [0.0, 0.0, 0.0],
+        trainer.skipped,
+    )
     steps = zip(*[batches(loader)] * trainer.accumulate)
-    bar = tqdm(steps, desc=f"epoch {epoch}", unit="step", total=config.batches_per_epoch, disable=not world.is_main)
+    bar = tqdm(
+        steps,
+        desc=f"epoch {epoch}",
+        unit="step",
+        total=config.batches_per_epoch,
+        disable=not world.is_main,
+    )
     for number, parts in enumerate(bar):
         try:
             losses = trainer.step(parts, epoch * config.batches_per_epoch + number)
-        except NotFinite as error:
-            path = _save_batches(log / f"bad_batch_{world.rank}.csv", loader.dataset.crops, parts)
-            raise UserError(f"{error}. The batch's crops are listed in {path}") from error
+        except NonFiniteError as error:
+            path = _write_bad_batch(
+                log / f"bad_batch_{world.rank}.csv", loader.dataset.crops, parts
+            )
+            raise UserError(
+                f"{error}. The batch's crops are listed in {path}"
+            ) from error
         sums = [total + loss for total, loss in zip(sums, losses)]
-        bar.set_postfix(loss=f"{sums[0] / (number + 1):.4f}", lr=f"{trainer.optimizer.param_groups[0]['lr']:.2e}")
-        for message in (message for batch in parts for messages in batch["broken"] for message in messages):
+        bar.set_postfix(
+            loss=f"{sums[0] / (number + 1):.4f}",
+            lr=f"{trainer.optimizer.param_groups[0]['lr']:.2e}",
+        )
+        for message in (
+            message
+            for batch in parts
+            for messages in batch["broken"]
+            for message in messages
+        ):
             broken += 1
-            tqdm.write(f"another crop was taken in place of: {message}", file=sys.stderr)
+            tqdm.write(
+                f"another crop was taken in place of: {message}", file=sys.stderr
+            )
         if broken > config.max_broken_crops * len(loader) * config.batch_size:
-            raise UserError(f"{broken} crops of epoch {epoch} cannot be read, more than max_broken_crops allows")
-    means = [sum(each) / (config.batches_per_epoch * world.size) for each in zip(*world.gather([sums]))]
+            raise UserError(
+                f"{broken} crops of epoch {epoch} cannot be read, more than max_broken_crops allows"
+            )
+    means = [
+        sum(each) / (config.batches_per_epoch * world.size)
+        for each in zip(*world.gather([sums]))
+    ]
     images = len(loader) * config.batch_size * world.size
     return {
         "epoch": epoch,
@@ -170,24 +255,40 @@ def train_epoch(trainer: Trainer, loader: DataLoader, epoch: int, log: Path) -> 
 
 
 @torch.no_grad()
-def validate(trainer: Trainer, loader: DataLoader, crops: Crops) -> dict:
+def validate(trainer: Trainer, loader: DataLoader, crops: CropTable) -> dict:
     """Score every video of the fold. Returns the validation columns of metrics.csv."""
     trainer.model.eval()
     scores = []
-    for batch in tqdm(batches(loader), desc="validate", unit="batch", total=len(loader), disable=not trainer.world.is_main):
+    for batch in tqdm(
+        batches(loader),
+        desc="validate",
+        unit="batch",
+        total=len(loader),
+        disable=not trainer.world.is_main,
+    ):
         probabilities = torch.sigmoid(trainer.logits(batch["image"])).tolist()
-        scores += zip(crops["video"][batch["row"]].tolist(), probabilities, batch["label"].tolist())
+        scores += zip(
+            crops["video"][batch["row"]].tolist(),
+            probabilities,
+            batch["label"].tolist(),
+        )
     fake_loss, real_loss = video_losses(trainer.world.gather(scores))
-    return {"val_fake_loss": fake_loss, "val_real_loss": real_loss, "val_loss": (fake_loss + real_loss) / 2}
+    return {
+        "val_fake_loss": fake_loss,
+        "val_real_loss": real_loss,
+        "val_loss": (fake_loss + real_loss) / 2,
+    }
 
 
 def batches(loader: DataLoader) -> Iterator[dict]:
     """A loader's batches, with the errors of its processes as our own."""
-    with deaf_to_ctrl_c():
+    with block_sigint():
         iterator = iter(loader)
     try:
         yield from iterator
-    except UserError as error:  # from a loader process it comes inside that process's traceback
+    except (
+        UserError
+    ) as error:  # from a loader process it comes inside that process's traceback
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
 
@@ -195,7 +296,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     """All epochs that are still to do."""
     name = run_name(options.prefix or f"{options.seed}_", config.encoder, options.fold)
     last, log = options.output_dir / f"{name}_last", options.logdir / name
-    keep_memory()
+    tune_malloc()
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
     resumed = _find_resume(options, last, config, world)
@@ -204,8 +305,14 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
             print(f"{last}: all {config.epochs} epochs are done")
         return
     parts = (resumed or {}).get("parts", world.size * config.accumulate)
-    accumulate = _share_parts(parts, config.batch_size, world.size)
-    trainer = Trainer.build(config, world, "none" if resumed else config.pretrained, options.seed, accumulate)
+    accumulate = _accumulation_steps(parts, config.batch_size, world.size)
+    trainer = Trainer.build(
+        config,
+        world,
+        "none" if resumed else config.pretrained,
+        options.seed,
+        accumulate,
+    )
     start, best = 0, math.inf
     if resumed:
         trainer.network.load_state_dict(resumed["state_dict"])
@@ -213,20 +320,35 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
         trainer.scaler.load_state_dict(resumed["scaler"])
         start, best = resumed["epoch"], resumed["bce_best"]
     if len(set(world.gather([start]))) > 1:
-        raise UserError(f"{options.output_dir}: the processes do not see the same checkpoint in it; it must lie on a file "
-                        "system that all nodes share")  # fmt: skip
-    training, validation = split_crops(
-        read_crops(options.data_dir, options.format), options.fold, config.validation_frame_step
+        raise UserError(
+            f"{options.output_dir}: the processes do not see the same checkpoint in it; it must lie on a file "
+            "system that all nodes share"
+        )
+    training, validation = train_val_split(
+        read_crop_table(options.data_dir, options.format),
+        options.fold,
+        config.validation_frame_step,
     )
     sampler = BalancedSampler(
-        training["label"], config.batches_per_epoch * config.batch_size, options.seed, world.rank, world.size,
-        config.batch_size, accumulate, training["shard"] if training.packed else None,
-    )  # fmt: skip
-    train_loader = _make_loader(TrainingCrops(training, config), options.workers, config.batch_size, sampler)
-    mine = Subset(ValidationCrops(validation, config.input.size), range(world.rank, len(validation), world.size))
+        training["label"],
+        config.batches_per_epoch * config.batch_size,
+        options.seed,
+        world.rank,
+        world.size,
+        config.batch_size,
+        accumulate,
+        training["shard"] if training.packed else None,
+    )
+    train_loader = _make_loader(
+        TrainingCrops(training, config), options.workers, config.batch_size, sampler
+    )
+    mine = Subset(
+        ValidationCrops(validation, config.input.size),
+        range(world.rank, len(validation), world.size),
+    )
     val_loader = _make_loader(mine, options.workers, 2 * config.batch_size)
     if world.is_main:
-        _announce(name, config, world, accumulate, training, validation, start)
+        _print_summary(name, config, world, accumulate, training, validation, start)
         _save_arguments(log, options, config)
     for epoch in range(start, config.epochs):
         sampler.epoch = epoch
@@ -234,20 +356,34 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
         row |= validate(trainer, val_loader, validation)
         best = min(best, row["val_loss"])
         if world.is_main:
-            entries = {"epoch": epoch + 1, "bce_best": best, "config": config.model_dump(), "seed": options.seed,
-                       "parts": parts}  # fmt: skip
+            entries = {
+                "epoch": epoch + 1,
+                "bce_best": best,
+                "config": config.model_dump(),
+                "seed": options.seed,
+                "parts": parts,
+            }
             weights = trainer.network.state_dict()
-            save_checkpoint(options.output_dir / f"{name}_{epoch}", state_dict=weights, **entries)
-            draw_curves(_log(log, row), log / "curves.png")
-            state = {"optimizer": trainer.optimizer.state_dict(), "scaler": trainer.scaler.state_dict()}
+            save_checkpoint(
+                options.output_dir / f"{name}_{epoch}", state_dict=weights, **entries
+            )
+            draw_curves(_append_metrics(log, row), log / "curves.png")
+            state = {
+                "optimizer": trainer.optimizer.state_dict(),
+                "scaler": trainer.scaler.state_dict(),
+            }
             save_checkpoint(last, state_dict=weights, **state, **entries)
             both = f"fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}"
-            print(f"epoch {epoch}: validation loss {row['val_loss']:.4f} ({both}), best {best:.4f}")
+            print(
+                f"epoch {epoch}: validation loss {row['val_loss']:.4f} ({both}), best {best:.4f}"
+            )
         world.barrier()
 
 
 def _make_optimizer(config: Config, network: torch.nn.Module) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters = [
+        parameter for parameter in network.parameters() if parameter.requires_grad
+    ]
     make = torch.optim.SGD
     if config.optimizer == "apex_fused_sgd":
         try:
@@ -258,18 +394,30 @@ def _make_optimizer(config: Config, network: torch.nn.Module) -> torch.optim.Opt
                 "(github.com/NVIDIA/apex; the package of that name in the registry is another project), or use sgd"
             ) from error
     return make(
-        parameters, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov,
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-    )  # fmt: skip
+    )
 
 
-def _make_loader(dataset: torch.utils.data.Dataset, workers: int, batch_size: int, sampler=None) -> DataLoader:
+def _make_loader(
+    dataset: torch.utils.data.Dataset, workers: int, batch_size: int, sampler=None
+) -> DataLoader:
     return DataLoader(
-        dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate, drop_last=sampler is not None,
-        pin_memory=torch.cuda.is_available(), worker_init_fn=_start_loader_worker,
-        multiprocessing_context="spawn" if workers else None, persistent_workers=workers > 0,
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=sampler is not None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_loader_worker,
+        multiprocessing_context="spawn" if workers else None,
+        persistent_workers=workers > 0,
         generator=torch.Generator(),  # its own, so that the number of workers does not move the global one
-    )  # fmt: skip
+    )
 
 
 def _start_loader_worker(_: int) -> None:
@@ -277,37 +425,53 @@ def _start_loader_worker(_: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _save_batches(path: Path, crops: Crops, batches: Sequence[dict]) -> Path:
+def _write_bad_batch(path: Path, crops: CropTable, batches: Sequence[dict]) -> Path:
     """List some batches' crops: with row and seed `TrainingCrops` makes each image again."""
     rows = [pair for batch in batches for pair in zip(batch["row"], batch["seed"])]
     write_csv(
         path,
         ["row", "seed", "video", "file"],
-        ([row, seed, crops.name("video", row), crops.name("file", row)] for row, seed in rows),
+        (
+            [row, seed, crops.name("video", row), crops.name("file", row)]
+            for row, seed in rows
+        ),
     )
     return path
 
 
-def _share_parts(parts: int, batch_size: int, processes: int) -> int:
+def _accumulation_steps(parts: int, batch_size: int, processes: int) -> int:
     """How many of a step's batches each process takes."""
     if parts % processes:
         fit = [str(number) for number in range(1, parts + 1) if parts % number == 0]
-        raise UserError(f"a step of this run is {parts} batches of {batch_size} images, which {processes} processes cannot "
-                        f"share evenly; start {', '.join(fit[:-1])} or {fit[-1]}, or begin anew with --resume none or "
-                        "another --prefix")  # fmt: skip
+        raise UserError(
+            f"a step of this run is {parts} batches of {batch_size} images, which {processes} processes cannot "
+            f"share evenly; start {', '.join(fit[:-1])} or {fit[-1]}, or begin anew with --resume none or "
+            "another --prefix"
+        )
     return parts // processes
 
 
-def _find_resume(options: argparse.Namespace, last: Path, config: Config, world: World) -> dict | None:
+def _find_resume(
+    options: argparse.Namespace, last: Path, config: Config, world: World
+) -> dict | None:
     """The checkpoint to go on from, or None to begin."""
     if options.resume == "none" or (options.resume == "auto" and not last.exists()):
         return None
     path = last if options.resume == "auto" else Path(options.resume)
     checkpoint = load_checkpoint(path)
     if not {"optimizer", "scaler", "config", "seed"} <= checkpoint.keys():
-        raise UserError(f"{path}: holds no optimizer; give a checkpoint whose name ends with _last")
-    before, now = checkpoint["config"] | {"seed": checkpoint["seed"]}, config.model_dump() | {"seed": options.seed}
-    changed = [key for key in now if before.get(key) != now[key] and key not in ("epochs", "accumulate")]
+        raise UserError(
+            f"{path}: holds no optimizer; give a checkpoint whose name ends with _last"
+        )
+    before, now = (
+        checkpoint["config"] | {"seed": checkpoint["seed"]},
+        config.model_dump() | {"seed": options.seed},
+    )
+    changed = [
+        key
+        for key in now
+        if before.get(key) != now[key] and key not in ("epochs", "accumulate")
+    ]
     if changed:
         raise UserError(
             f"{path} was made with another {', '.join(changed)} ({before.get(changed[0])}, now {now[changed[0]]}); "
@@ -316,14 +480,25 @@ def _find_resume(options: argparse.Namespace, last: Path, config: Config, world:
     return checkpoint
 
 
-def _announce(
-    name: str, config: Config, world: World, accumulate: int, training: Crops, validation: Crops, start: int
+def _print_summary(
+    name: str,
+    config: Config,
+    world: World,
+    accumulate: int,
+    training: CropTable,
+    validation: CropTable,
+    start: int,
 ) -> None:
-    kinds = [f"{(part['label'] == 0).sum()} real and {(part['label'] == 1).sum()} fake" for part in (training, validation)]
+    kinds = [
+        f"{(part['label'] == 0).sum()} real and {(part['label'] == 1).sum()} fake"
+        for part in (training, validation)
+    ]
     effective = world.size * config.batch_size * accumulate
     if start:
         print(f"going on after epoch {start - 1}")
-    print(f"{name}: {config.encoder} at {config.input.size} px on {world.size} x {world.device.type}")
+    print(
+        f"{name}: {config.encoder} at {config.input.size} px on {world.size} x {world.device.type}"
+    )
     print(f"  {kinds[0]} crops to train on, {kinds[1]} to validate on")
     steps = f"{config.batches_per_epoch} steps of {effective} images = {world.size} processes x {config.batch_size}"
     added = f" x {accumulate} batches added up" if accumulate > 1 else ""
@@ -331,16 +506,23 @@ def _announce(
 
 
 def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> None:
-    arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    arguments = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in vars(options).items()
+    }
     text = yaml.safe_dump(
-        {"options": arguments, "config": config.model_dump(mode="json"), "torch": str(torch.__version__)},
+        {
+            "options": arguments,
+            "config": config.model_dump(mode="json"),
+            "torch": str(torch.__version__),
+        },
         sort_keys=False,
     )
-    with whole_file(log / "args.yaml") as temporary:
+    with atomic_file(log / "args.yaml") as temporary:
         temporary.write_text(text)
 
 
-def _log(log: Path, row: dict) -> list[dict]:
+def _append_metrics(log: Path, row: dict) -> list[dict]:
     """Add an epoch to metrics.csv, in place of rows that an interrupted run left for it, and to TensorBoard's events.
 
     Returns the rows of all epochs.
@@ -349,10 +531,14 @@ def _log(log: Path, row: dict) -> list[dict]:
 
     path, rows = log / "metrics.csv", []
     if path.exists():
-        with open(path, **TABLE) as file:
-            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
-    write_csv(path, list(row), ([old.get(key, "") for key in row] for old in [*rows, row]))
-    with writing(log), SummaryWriter(str(log)) as writer:
+        with open_csv(path) as file:
+            rows = [
+                old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]
+            ]
+    write_csv(
+        path, list(row), ([old.get(key, "") for key in row] for old in [*rows, row])
+    )
+    with write_errors(log), SummaryWriter(str(log)) as writer:
         for key, value in row.items():
             if key != "epoch":
                 writer.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
@@ -360,32 +546,81 @@ def _log(log: Path, row: dict) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     parser = make_parser(__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="configs/b7.yaml is the winner's")
-    parser.add_argument("--data-dir", type=Path, required=True, help="the folder that preprocess_data.sh worked on")
-    parser.add_argument("--format", choices=FORMATS, default="files", help="of the crops: files, or the WebDataset shards of "
-                        "preprocessing step 6")  # fmt: skip
-    parser.add_argument("--output-dir", type=Path, default=Path("weights"), help="for checkpoints")
-    parser.add_argument("--logdir", type=Path, default=Path("logs"), help="for metrics.csv, args.yaml and TensorBoard")
-    parser.add_argument("--fold", type=int, default=0, choices=range(16), metavar="0..15", help="kept for validation")
-    parser.add_argument("--seed", type=int, default=111, help="of weights, sampling and augmentation")
-    parser.add_argument("--prefix", default="", help="of the checkpoints' names; SEED_ if not given")
-    parser.add_argument("--resume", default="auto", help="auto: go on from …_last if it is there; none; or a file")
-    parser.add_argument("--workers", type=whole_number, default=min(6, max(1, (os.cpu_count() or 1) // processes)),
-                        help="loader processes for each training process")  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="the GPU where there is one if not given")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the config file")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="configs/b7.yaml is the winner's"
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        required=True,
+        help="the folder that preprocess_data.sh worked on",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="files",
+        help="of the crops: files, or the WebDataset shards of preprocessing step 6",
+    )
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("weights"), help="for checkpoints"
+    )
+    parser.add_argument(
+        "--logdir",
+        type=Path,
+        default=Path("logs"),
+        help="for metrics.csv, args.yaml and TensorBoard",
+    )
+    parser.add_argument(
+        "--fold",
+        type=int,
+        default=0,
+        choices=range(16),
+        metavar="0..15",
+        help="kept for validation",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=111, help="of weights, sampling and augmentation"
+    )
+    parser.add_argument(
+        "--prefix", default="", help="of the checkpoints' names; SEED_ if not given"
+    )
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        help="auto: go on from …_last if it is there; none; or a file",
+    )
+    parser.add_argument(
+        "--workers",
+        type=non_negative_int,
+        default=min(6, max(1, (os.cpu_count() or 1) // processes)),
+        help="loader processes for each training process",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="the GPU where there is one if not given",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change settings of the config file",
+    )
     options = parser.parse_args(argv)
     config = load_config(options.config, options.set)
     try:
-        with join_world(options.device) as world:
+        with init_distributed(options.device) as world:
             train(options, config, world)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise MachineError(f"{error} A loader process ended; if it was for want of memory, use fewer --workers. The same "
-                           "command goes on after the last epoch") from error  # fmt: skip
+        raise MachineError(
+            f"{error} A loader process ended; if it was for want of memory, use fewer --workers. The same "
+            "command goes on after the last epoch"
+        ) from error
     return 0
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch.multiprocessing  # noqa: F401  (so that tensors are handed over in shared memory)
 
-from preprocessing import table
-from preprocessing.cli import UserError
-from preprocessing.dfdc import Video
-from preprocessing.run import run_step, step_parser
-from preprocessing.table import COLUMNS, read_crops
+from preprocessing import crop_table as table
+from preprocessing.crop_table import COLUMNS, read_crop_table
+from preprocessing.dataset import Video
+from preprocessing.step import run_step, step_parser
+from runtime.cli import UserError
 
 ODD = ["plain", "mit Leer zeichen", 'quo"te', "a,b", "ünï", "\udce9t\udce9", "-dash"]
 
@@ -20,27 +20,42 @@ ODD = ["plain", "mit Leer zeichen", 'quo"te', "a,b", "ünï", "\udce9t\udce9", "
 def write(root, count):
     """A folds.csv of so many rows with all kinds of names, and blank lines among them."""
     rng = np.random.default_rng(0)
-    with open(root / "folds.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with open(
+        root / "folds.csv", "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for number in range(count):
             name = f"{ODD[number % 7]}{number // 30}"
-            writer.writerow([name, f"{number % 30}0_0.png", number % 2, f"o{name}", 10 * (number % 30), rng.integers(16)])
+            writer.writerow(
+                [
+                    name,
+                    f"{number % 30}0_0.png",
+                    number % 2,
+                    f"o{name}",
+                    10 * (number % 30),
+                    rng.integers(16),
+                ]
+            )
             if number % 400 == 7:
                 file.write("\n")
 
 
 def test_every_row_is_that_of_the_csv_module(tmp_path):
     write(tmp_path, 3 * table.CHUNK + 17)
-    crops = read_crops(tmp_path)
-    with open(tmp_path / "folds.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    crops = read_crop_table(tmp_path)
+    with open(
+        tmp_path / "folds.csv", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
         expected = list(csv.DictReader(file))
     assert len(crops) == len(expected) == 3 * table.CHUNK + 17
     for row, values in enumerate(expected):
-        assert [crops.name(column, row) for column in ("video", "file", "original")] == [
-            values[column] for column in ("video", "file", "original")]  # fmt: skip
+        assert [
+            crops.name(column, row) for column in ("video", "file", "original")
+        ] == [values[column] for column in ("video", "file", "original")]
         assert [int(crops[column][row]) for column in ("label", "frame", "fold")] == [
-            int(values[column]) for column in ("label", "frame", "fold")]  # fmt: skip
+            int(values[column]) for column in ("label", "frame", "fold")
+        ]
     some = crops.where(crops["fold"] == 3)
     wanted = [values["video"] for values in expected if values["fold"] == "3"]
     assert [some.name("video", row) for row in range(len(some))] == wanted
@@ -48,41 +63,62 @@ def test_every_row_is_that_of_the_csv_module(tmp_path):
 
 def test_blank_lines_are_no_rows(tmp_path):
     """More of them than are read at a time."""
-    (tmp_path / "folds.csv").write_text(",".join(COLUMNS) + "\n" * (2 * table.CHUNK) + "a,0_0.png,1,a,0,0\n")
-    assert len(read_crops(tmp_path)) == 1
+    (tmp_path / "folds.csv").write_text(
+        ",".join(COLUMNS) + "\n" * (2 * table.CHUNK) + "a,0_0.png,1,a,0,0\n"
+    )
+    assert len(read_crop_table(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("bad, words", [
-    ("a,0_0.png,x,a,0,0", "invalid literal"), ("a,0_0.png,1,a,0", "5 values for 6 columns"), ("a,0_0.png,1,a,0,99999", "99999"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ("a,0_0.png,x,a,0,0", "invalid literal"),
+        ("a,0_0.png,1,a,0", "5 values for 6 columns"),
+        ("a,0_0.png,1,a,0,99999", "99999"),
+    ],
+)
 def test_a_bad_line_far_down_is_named(tmp_path, bad, words):
     lines = [",".join(COLUMNS), *["a,0_0.png,1,a,0,0"] * 2000]
     lines[1234] = bad
     (tmp_path / "folds.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=f"folds.csv: line 1235: .*{words}"):
-        read_crops(tmp_path)
+        read_crop_table(tmp_path)
 
 
 def test_another_process_gets_a_handle_not_a_copy(tmp_path):
     write(tmp_path, 20_000)
-    crops = read_crops(tmp_path)
+    crops = read_crop_table(tmp_path)
     many = crops.where(np.tile(np.arange(len(crops)), 10))
     assert (crops.rows.nbytes, many.rows.nbytes) == (400_000, 4_000_000)
-    sizes = [len(ForkingPickler.dumps(each)) for each in (crops, many)]  # the names, and where the rows are
+    sizes = [
+        len(ForkingPickler.dumps(each)) for each in (crops, many)
+    ]  # the names, and where the rows are
     assert abs(sizes[0] - sizes[1]) < 200
 
 
 def test_a_step_looks_at_its_output_folder_once(tmp_path, monkeypatch, capsys):
     """However many videos there are, done or not."""
     looks, real = [], os.listdir
-    monkeypatch.setattr(os, "listdir", lambda path=".": looks.append(str(path)) or real(path))
-    options = step_parser("").parse_args(["--root-dir", str(tmp_path), "--workers", "0"])
+    monkeypatch.setattr(
+        os, "listdir", lambda path=".": looks.append(str(path)) or real(path)
+    )
+    options = step_parser("").parse_args(
+        ["--root-dir", str(tmp_path), "--workers", "0"]
+    )
     for count in (10, 40):
-        videos = [Video(tmp_path / "in" / f"{number}", 0, False, f"{number}") for number in range(count)]
+        videos = [
+            Video(tmp_path / "in" / f"{number}", 0, False, f"{number}")
+            for number in range(count)
+        ]
         (tmp_path / "out").mkdir(exist_ok=True)
         for repeat in range(2):
             looks.clear()
-            done = run_step(lambda video: (tmp_path / "out" / video.name).touch(), videos,
-                            lambda video: tmp_path / "out" / video.name, options, "a step")  # fmt: skip
+            done = run_step(
+                lambda video: (tmp_path / "out" / video.name).touch(),
+                videos,
+                lambda video: tmp_path / "out" / video.name,
+                options,
+                "a step",
+            )
             assert done == 0 and looks == [str(tmp_path / "out")]
     assert "0 videos done, 40 were there" in capsys.readouterr().out

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocessing.cli import MachineError, UserError
-from preprocessing.dfdc import Trouble, Video
-from preprocessing.files import LEFT_OUT, reasons, whole_file, whole_folder
-from preprocessing.run import Where, keep_workers, map_videos, run_step, step_parser
-from preprocessing.workers import Limits
+from preprocessing.dataset import Skipped, Video
+from preprocessing.step import run_step, step_parser
+from runtime.cli import MachineError, UserError
+from runtime.executor import ExecutorOptions, map_items, persistent_workers
+from runtime.files import SKIPPED_FILE, atomic_file, atomic_folder, skip_reasons
+from runtime.workers import Limits
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,67 +50,119 @@ def behave(what: str, folder: Path) -> str:
 def write_name(video: Video) -> None:
     if video.name == "bad":
         raise UserError(f"{video.path}: cannot be read")
-    with whole_folder(video.path, ["a part is missing"] if video.name == "partly" else []) as folder:
+    with atomic_folder(
+        video.path, ["a part is missing"] if video.name == "partly" else []
+    ) as folder:
         (folder / "name").write_text(video.name)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_results_equal_a_plain_loop(workers):
-    got = {item: (result, str(error)) for item, result, error in map_videos(square, range(8), Where(workers), "test")}
-    assert got == {n: (None, "three is bad") if n == 3 else (n * n, "None") for n in range(8)}
+    got = {
+        item: (result, str(error))
+        for item, result, error in map_items(
+            square, range(8), ExecutorOptions(workers), "test"
+        )
+    }
+    assert got == {
+        n: (None, "three is bad") if n == 3 else (n * n, "None") for n in range(8)
+    }
 
 
 def test_what_kills_hangs_or_starves_a_worker_is_one_items_error(tmp_path):
     """And is tried once more where it might not be the item's fault; all others have their results."""
     items = ["a", "hang", "crash", "b", "eat", "leave", "crash once", "c"]
     start = time.monotonic()
-    outcomes = map_videos(partial(behave, folder=tmp_path), items, Where(2, Limits(seconds=8, memory=0.6)), "test")
+    outcomes = map_items(
+        partial(behave, folder=tmp_path),
+        items,
+        ExecutorOptions(2, Limits(seconds=8, memory=0.6)),
+        "test",
+    )
     got = {item: result if error is None else error for item, result, error in outcomes}
     assert time.monotonic() - start < 40
-    assert {item: got[item] for item in ("a", "b", "c", "crash once")} == {n: n for n in ("a", "b", "c", "crash once")}
+    assert {item: got[item] for item in ("a", "b", "c", "crash once")} == {
+        n: n for n in ("a", "b", "c", "crash once")
+    }
     assert str(got["hang"]) == "took longer than 8 seconds (--time-limit)"
     assert str(got["crash"]) == "its worker process died (SIGSEGV), twice"
-    assert str(got["eat"]) == "needed more than 0.6 GiB of memory (--memory-limit), twice"
+    assert (
+        str(got["eat"]) == "needed more than 0.6 GiB of memory (--memory-limit), twice"
+    )
     assert str(got["leave"]) == "its worker process died (status 3), twice"
-    assert all(isinstance(got[item], UserError) for item in ("hang", "crash", "eat", "leave"))
+    assert all(
+        isinstance(got[item], UserError) for item in ("hang", "crash", "eat", "leave")
+    )
     calls = {item: len(list(tmp_path.glob(f"{item}.*"))) for item in items}
-    assert calls == {"a": 1, "b": 1, "c": 1, "hang": 1, "crash": 2, "eat": 2, "leave": 2, "crash once": 2}
+    assert calls == {
+        "a": 1,
+        "b": 1,
+        "c": 1,
+        "hang": 1,
+        "crash": 2,
+        "eat": 2,
+        "leave": 2,
+        "crash once": 2,
+    }
 
 
 def test_kept_workers_serve_again_and_forget_what_was_given_up(tmp_path):
-    with keep_workers(Where(1)):
-        first = map_videos(partial(behave, folder=tmp_path), list("abcdefgh"), Where(1), "test")
+    with persistent_workers(ExecutorOptions(1)):
+        first = map_items(
+            partial(behave, folder=tmp_path),
+            list("abcdefgh"),
+            ExecutorOptions(1),
+            "test",
+        )
         assert next(first)[1] == "a"
         first.close()
-        assert {result for _, result, _ in map_videos(square, [1, 2], Where(1), "test")} == {1, 4}
-    assert len(list(tmp_path.iterdir())) <= 3  # one was done, at most two more were under way
+        assert {
+            result
+            for _, result, _ in map_items(square, [1, 2], ExecutorOptions(1), "test")
+        } == {1, 4}
+    assert (
+        len(list(tmp_path.iterdir())) <= 3
+    )  # one was done, at most two more were under way
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_the_parent(tmp_path, ending):
     """Killed with -9, or by Ctrl-C as a terminal sends it, to all at once: nobody is left, nobody prints a traceback."""
-    code = ("import sys; from functools import partial; from pathlib import Path; from tests.test_run import behave;"
-            "from preprocessing.run import Where, map_videos; from preprocessing.cli import run_main\n"
-            "if __name__ == '__main__':\n"
-            "    task = partial(behave, folder=Path(sys.argv[1]))\n"
-            "    run_main(lambda: list(map_videos(task, ['hang', 'hang', 'hang'], Where(2), 'test')))")  # fmt: skip
+    code = (
+        "import sys; from functools import partial; from pathlib import Path; from tests.test_executor import behave;"
+        "from runtime.executor import ExecutorOptions, map_items; from runtime.cli import run_main\n"
+        "if __name__ == '__main__':\n"
+        "    task = partial(behave, folder=Path(sys.argv[1]))\n"
+        "    run_main(lambda: list(map_items(task, ['hang', 'hang', 'hang'], ExecutorOptions(2), 'test')))"
+    )
     (tmp_path / "program.py").write_text(code)
     (tmp_path / "calls").mkdir()
-    parent = subprocess.Popen([sys.executable, tmp_path / "program.py", tmp_path / "calls"], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                              stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hear_ctrl_c)  # fmt: skip
+    parent = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", tmp_path / "calls"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
+    )
     while len(list((tmp_path / "calls").iterdir())) < 2:
         assert parent.poll() is None
         time.sleep(0.05)
     (os.kill if ending == signal.SIGKILL else os.killpg)(parent.pid, ending)
     start = time.monotonic()
     _, printed = parent.communicate(timeout=20)
-    assert time.monotonic() - start < 5 and parent.returncode == (-9 if ending == signal.SIGKILL else 130)
+    assert time.monotonic() - start < 5 and parent.returncode == (
+        -9 if ending == signal.SIGKILL else 130
+    )
     while running(parent.pid):
         assert time.monotonic() - start < 5, running(parent.pid)
         time.sleep(0.05)
     if ending == signal.SIGINT:
-        assert "run the same command again to go on" in printed and "Traceback" not in printed
+        assert (
+            "run the same command again to go on" in printed
+            and "Traceback" not in printed
+        )
 
 
 def hear_ctrl_c() -> None:
@@ -133,8 +186,17 @@ def running(session: int) -> list[str]:
 
 def step(tmp_path, names, *options):
     videos = [Video(tmp_path / name, 0, False, name) for name in names]
-    parsed = step_parser("").parse_args(["--root-dir", str(tmp_path), "--workers", "0", *options])
-    return run_step(write_name, videos, lambda video: video.path, parsed, "a step", [Trouble("x.mp4", "left out")])
+    parsed = step_parser("").parse_args(
+        ["--root-dir", str(tmp_path), "--workers", "0", *options]
+    )
+    return run_step(
+        write_name,
+        videos,
+        lambda video: video.path,
+        parsed,
+        "a step",
+        [Skipped("x.mp4", "left out")],
+    )
 
 
 def rows(tmp_path):
@@ -146,8 +208,11 @@ def test_failures_are_listed_counted_and_tried_again(tmp_path):
     names = ["good", "partly", "bad"]
     assert step(tmp_path, names) == 1
     bad = ("a step", str(tmp_path / "bad"), "cannot be read")
-    left_out, partly = ("a step", "x.mp4", "left out"), ("a step", str(tmp_path / "partly"), "a part is missing")
-    expected = [("step", "file", "reason"), left_out, partly, bad]
+    skipped, partly = (
+        ("a step", "x.mp4", "left out"),
+        ("a step", str(tmp_path / "partly"), "a part is missing"),
+    )
+    expected = [("step", "file", "reason"), skipped, partly, bad]
     assert rows(tmp_path) == expected
     (tmp_path / "good" / "name").write_text("not made again")
     assert step(tmp_path, names, "--max-failures", "0.4") == 0
@@ -158,35 +223,58 @@ def test_failures_are_listed_counted_and_tried_again(tmp_path):
 def test_the_disks_refusal_ends_the_run(tmp_path):
     with pytest.raises(MachineError, match="the disk is full"):
         videos = [Video(tmp_path / "disk", 0, False, "disk")]
-        parsed = step_parser("").parse_args(["--root-dir", str(tmp_path), "--workers", "0"])
-        run_step(lambda video: behave(video.name, tmp_path), videos, lambda video: tmp_path / "none", parsed, "a step")
+        parsed = step_parser("").parse_args(
+            ["--root-dir", str(tmp_path), "--workers", "0"]
+        )
+        run_step(
+            lambda video: behave(video.name, tmp_path),
+            videos,
+            lambda video: tmp_path / "none",
+            parsed,
+            "a step",
+        )
     assert not (tmp_path / "failures.csv").exists()
 
 
 def test_what_is_half_written_never_takes_the_name_and_is_removed(tmp_path):
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "folder") as folder:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "folder") as folder:
         (folder / "half").touch()
         raise RuntimeError
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "file") as file:
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "file") as file:
         Path(file).write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    left_out = []
-    with whole_folder(tmp_path / "folder", left_out) as folder:
+    skipped = []
+    with atomic_folder(tmp_path / "folder", skipped) as folder:
         (folder / "whole").touch()
-        left_out += ["one", "two"]
-    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [LEFT_OUT, "whole"]
-    assert reasons(tmp_path / "folder") == ["one", "two"] and reasons(tmp_path / "folder" / "whole") == []
+        skipped += ["one", "two"]
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
+        SKIPPED_FILE,
+        "whole",
+    ]
+    assert (
+        skip_reasons(tmp_path / "folder") == ["one", "two"]
+        and skip_reasons(tmp_path / "folder" / "whole") == []
+    )
 
 
 def test_a_full_disk_and_a_folder_that_is_in_the_way(tmp_path):
     """/dev/full refuses every byte; what was there before stays."""
     (tmp_path / "a").write_text("before")
     (tmp_path / ".a.tmp").symlink_to("/dev/full")
-    with pytest.raises(MachineError, match=r"/a: cannot be written \(No space left on device\); free some space"):
-        with whole_file(tmp_path / "a") as file:
-            file.write_text("after")
-    assert (tmp_path / "a").read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["a"]
-    with pytest.raises(MachineError, match="move away what is in its place"):
-        with whole_file(tmp_path / "a" / "b") as file:
-            file.write_text("no folder")
+    with (
+        pytest.raises(
+            MachineError,
+            match=r"/a: cannot be written \(No space left on device\); free some space",
+        ),
+        atomic_file(tmp_path / "a") as file,
+    ):
+        file.write_text("after")
+    assert (tmp_path / "a").read_text() == "before" and [
+        path.name for path in tmp_path.iterdir()
+    ] == ["a"]
+    with (
+        pytest.raises(MachineError, match="move away what is in its place"),
+        atomic_file(tmp_path / "a" / "b") as file,
+    ):
+        file.write_text("no folder")

@@ -15,16 +15,38 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preprocessing.cli import UserError
-from preprocessing.dfdc import crops_folder, diffs_folder, folds_file, index_file, landmarks_folder
-from preprocessing.files import TABLE
+from preprocessing.layout import (
+    crops_dir,
+    diffs_dir,
+    folds_path,
+    landmarks_dir,
+    shard_index_path,
+)
+from runtime.cli import UserError
+from runtime.files import open_csv
 
 FORMATS = ("files", "wds")
 COLUMNS = ["video", "file", "label", "original", "frame", "fold"]
-PLACE = ["shard", "offset", "size"]  # of a crop and what belongs to it, in bytes
-TEXTS = {"video": "video", "original": "video", "file": "file", "shard": "shard"}  # a column, and whose names it shares
-KINDS = {"video": "i4", "original": "i4", "file": "i4", "frame": "i4", "label": "i2", "fold": "i2"}
-PLACE_KINDS = {"shard": "i4", "size": "i4", "offset": "i8"}
+SHARD_COLUMNS = [
+    "shard",
+    "offset",
+    "size",
+]  # of a crop and what belongs to it, in bytes
+STRING_COLUMNS = {
+    "video": "video",
+    "original": "video",
+    "file": "file",
+    "shard": "shard",
+}  # a column, and whose names it shares
+KINDS = {
+    "video": "i4",
+    "original": "i4",
+    "file": "i4",
+    "frame": "i4",
+    "label": "i2",
+    "fold": "i2",
+}
+SHARD_DTYPES = {"shard": "i4", "size": "i4", "offset": "i8"}
 CHUNK = 500  # rows read at a time: what fits the cache is twice as fast as 100,000
 
 
@@ -36,7 +58,7 @@ class CropFiles(NamedTuple):
     diff: Path
 
 
-class Crops:
+class CropTable:
     """Rows of the table. `rows` is a structured array (N,): label is 1 for FAKE; video, original, file and shard are
     numbers of names, for which ask `name`."""
 
@@ -55,21 +77,21 @@ class Crops:
         """Whether the crops lie in shards."""
         return "shard" in self.rows.dtype.names
 
-    def where(self, mask: np.ndarray) -> "Crops":
+    def where(self, mask: np.ndarray) -> "CropTable":
         """The rows where a mask (N,) is true, or of these numbers."""
-        return Crops(self.root, self._names, self.rows[mask])
+        return CropTable(self.root, self._names, self.rows[mask])
 
     def name(self, column: str, row: int) -> str:
-        return os.fsdecode(self._names[TEXTS[column]][self.rows[column][row]])
+        return os.fsdecode(self._names[STRING_COLUMNS[column]][self.rows[column][row]])
 
     def files(self, row: int) -> CropFiles:
         """Where steps 2 to 4 wrote what belongs to a crop."""
         video, file = self.name("video", row), self.name("file", row)
         stem = Path(file).stem
         return CropFiles(
-            crops_folder(self.root, video) / file,
-            landmarks_folder(self.root, self.name("original", row)) / f"{stem}.npy",
-            diffs_folder(self.root, video) / f"{stem}_diff.png",
+            crops_dir(self.root, video) / file,
+            landmarks_dir(self.root, self.name("original", row)) / f"{stem}.npy",
+            diffs_dir(self.root, video) / f"{stem}_diff.png",
         )
 
     def __getstate__(self) -> dict:
@@ -79,7 +101,12 @@ class Crops:
         if self._shared is None:
             self._shared = torch.from_numpy(self.rows.view(np.uint8)).share_memory_()
             self.rows = self._shared.numpy().view(self.rows.dtype)
-        return {"root": self.root, "_names": self._names, "_shared": self._shared, "_kind": self.rows.dtype}
+        return {
+            "root": self.root,
+            "_names": self._names,
+            "_shared": self._shared,
+            "_kind": self.rows.dtype,
+        }
 
     def __setstate__(self, state: dict) -> None:
         kind = state.pop("_kind")
@@ -87,7 +114,7 @@ class Crops:
         self.rows = self._shared.numpy().view(kind)
 
 
-def read_crops(root: Path, form: str = "files") -> Crops:
+def read_crop_table(root: Path, form: str = "files") -> CropTable:
     """Read DATA/folds.csv, or the index of the shards where `form` is "wds".
 
     Raises:
@@ -95,30 +122,47 @@ def read_crops(root: Path, form: str = "files") -> Crops:
     """
     root = Path(root)
     packed = form == "wds"
-    path, step = (index_file(root), 6) if packed else (folds_file(root), 5)
-    names: dict[str, dict[str, int]] = {whose: {} for whose in TEXTS.values()}
+    path, step = (shard_index_path(root), 6) if packed else (folds_path(root), 5)
+    names: dict[str, dict[str, int]] = {whose: {} for whose in STRING_COLUMNS.values()}
     try:
-        with open(path, **TABLE) as file:
-            parts = list(_chunks(csv.reader(file), KINDS | (PLACE_KINDS if packed else {}), names))
+        with open_csv(path) as file:
+            parts = list(
+                _chunks(
+                    csv.reader(file), KINDS | (SHARD_DTYPES if packed else {}), names
+                )
+            )
     except OSError as error:
         option = " --format wds" if packed else ""
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run ./preprocess_data.sh {root}{option}") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); run ./preprocess_data.sh {root}{option}"
+        ) from error
     except (ValueError, OverflowError, csv.Error) as error:
-        raise UserError(f"{path}: {error}; run preprocessing step {step} again") from error
+        raise UserError(
+            f"{path}: {error}; run preprocessing step {step} again"
+        ) from error
     if not parts:
         raise UserError(f"{path}: lists no crops; run ./preprocess_data.sh {root}")
-    known = {whose: np.array([*map(os.fsencode, numbers)] or [b""]) for whose, numbers in names.items()}
-    return Crops(root, known, np.concatenate(parts))
+    known = {
+        whose: np.array([*map(os.fsencode, numbers)] or [b""])
+        for whose, numbers in names.items()
+    }
+    return CropTable(root, known, np.concatenate(parts))
 
 
-def _chunks(reader, kinds: dict[str, str], names: dict[str, dict[str, int]]) -> Iterator[np.ndarray]:
+def _chunks(
+    reader, kinds: dict[str, str], names: dict[str, dict[str, int]]
+) -> Iterator[np.ndarray]:
     """A CSV's rows as structured arrays; names that are new get numbers.
 
     Raises:
         ValueError: a column or a number is missing, with the line.
     """
     header = next(reader, [])
-    if missing := [column for column in COLUMNS + PLACE if column in kinds and column not in header]:
+    if missing := [
+        column
+        for column in COLUMNS + SHARD_COLUMNS
+        if column in kinds and column not in header
+    ]:
         raise ValueError(f"lacks the column {', '.join(missing)}")
     line = 1
     while chunk := list(islice(reader, CHUNK)):
@@ -128,26 +172,33 @@ def _chunks(reader, kinds: dict[str, str], names: dict[str, dict[str, int]]) -> 
         try:
             columns = dict(zip(header, zip(*filled, strict=True)))
             rows = np.empty(len(columns["video"]), [*kinds.items()])
-            for column in kinds:
-                if column in TEXTS:
-                    numbers = names[TEXTS[column]]
-                    values = (numbers.setdefault(name, len(numbers)) for name in columns[column])
+            for column, dtype in kinds.items():
+                if column in STRING_COLUMNS:
+                    numbers = names[STRING_COLUMNS[column]]
+                    values = (
+                        numbers.setdefault(name, len(numbers))
+                        for name in columns[column]
+                    )
                 else:
                     values = map(int, columns[column])
-                rows[column] = np.fromiter(values, kinds[column], len(rows))
+                rows[column] = np.fromiter(values, dtype, len(rows))
         except (ValueError, OverflowError) as error:
-            raise ValueError(_first_bad_line(chunk, header, kinds, line) or str(error)) from error
+            raise ValueError(
+                _first_bad_line(chunk, header, kinds, line) or str(error)
+            ) from error
         line += len(chunk)
         yield rows
 
 
-def _first_bad_line(chunk: list[list[str]], header: list[str], kinds: dict[str, str], before: int) -> str:
+def _first_bad_line(
+    chunk: list[list[str]], header: list[str], kinds: dict[str, str], before: int
+) -> str:
     for number, row in enumerate(chunk, before + 1):
         try:
             if row and len(row) != len(header):
                 raise ValueError(f"{len(row)} values for {len(header)} columns")
             for column, text in zip(header, row):
-                if column in kinds and column not in TEXTS:
+                if column in kinds and column not in STRING_COLUMNS:
                     np.array(int(text), kinds[column])
         except (ValueError, OverflowError) as error:
             return f"line {number}: {error}"

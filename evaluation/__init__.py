@@ -1,0 +1,1 @@
+"""What judges networks: scores, robustness, studies. The leftmost room: it may import all others, none imports it."""

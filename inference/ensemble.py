@@ -1,0 +1,260 @@
+"""The networks of an ensemble, and what they say of the faces of videos.
+
+On one machine `Ensemble` lives in the main process, and worker processes only extract
+faces. On a cluster one machine's networks would not keep up: there each worker has its
+own, and `predict_video` does all the work for a video.
+"""
+
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.aggregate import TOP_FACES, top_faces
+from inference.extraction import VideoFaces, extract_faces
+from runtime.cli import MachineError, UserError
+from runtime.device import pick_device
+from training.checkpoint import load_classifier
+from training.config import InputSettings
+from training.model import Normalize
+
+GPU_BATCH = 64  # faces a forward pass on a GPU, enough to fill it; not measured
+# On a CPU each thread runs whole batches by itself: a convolution's sums differ in the
+# last digit with the number of threads that share it, and a score must be the same on
+# any machine. Batches of B7 of more than two faces are slower then (docs/LOG.md).
+CPU_BATCH, CPU_BATCH_PIXELS = 8, 300_000
+
+
+class Prediction(NamedTuple):
+    """What the networks say of one video.
+
+    entry: its line in the journal (`inference.submission.Journal`).
+    faces: its faces.
+    heatmaps: (N, h, w) in 0..1 of its top faces, if asked for.
+    """
+
+    entry: dict
+    faces: VideoFaces
+    heatmaps: np.ndarray | None
+
+
+class Ensemble:
+    """Trained networks that score the same faces.
+
+    float16 on a GPU, as the winner's; float32 on a CPU.
+
+    Attributes:
+        names: of the networks, unique.
+        settings: the input settings of each network.
+        faces_settings: how faces are found, the same for all networks.
+        sizes: the input sizes in pixels, ascending.
+        min_faces: faces to gather before a call. A GPU wants full batches; on a CPU each
+            video is scored alone, so that its scores do not depend, in the last digit,
+            on its neighbours.
+    """
+
+    def __init__(self, paths: Sequence[Path], device: str):
+        self.device = torch.device(pick_device(device))
+        on_gpu = self.device.type == "cuda"
+        self.names = _unique_names(paths)
+        self._dtype = torch.float16 if on_gpu else torch.float32
+        self.batch = GPU_BATCH
+        self.min_faces = self.batch if on_gpu else 0
+        self._threads = ThreadPoolExecutor(
+            torch.get_num_threads(), initializer=partial(torch.set_num_threads, 1)
+        )
+        self._in_batches = self._on_gpu if on_gpu else self._on_cpu
+        loaded = [load_classifier(path) for path in paths]
+        self.settings = [settings for _, settings in loaded]
+        self._models = [
+            model.to(self.device, self._dtype, memory_format=torch.channels_last)
+            for model, _ in loaded
+        ]
+        self._normalize = [
+            Normalize(each.mean, each.std).to(self.device) for each in self.settings
+        ]
+        self.faces_settings = self._common_settings(paths)
+        self.sizes = sorted({each.size for each in self.settings})
+
+    def _common_settings(self, paths: Sequence[Path]) -> InputSettings:
+        """How faces are found, which all networks must agree on."""
+        may_differ = {"size", "mean", "std"}
+        first = self.settings[0]
+        for path, other in zip(paths, self.settings):
+            if other.model_dump(exclude=may_differ) != first.model_dump(
+                exclude=may_differ
+            ):
+                raise UserError(
+                    f"{path}: expects other frames, thresholds or margins than "
+                    f"{paths[0].name}; predict apart"
+                )
+        return first
+
+    def __call__(self, videos: Sequence[VideoFaces]) -> list[list[np.ndarray]]:
+        """The probability of FAKE of each face.
+
+        Where the GPU's memory is short the batches become smaller, and stay so. Any
+        other error of the GPU ends the run.
+
+        Returns:
+            for each video, for each network, (K,) float32.
+
+        Raises:
+            MachineError: there is not enough memory even for one face.
+            UserError: a network's outputs are not finite.
+        """
+        counts = np.cumsum([len(faces.frames) for faces in videos])[:-1]
+        scores = [self._classify(number, videos) for number in range(len(self.names))]
+        by_video = zip(*(np.split(each, counts) for each in scores))
+        return [list(by_model) for by_model in by_video]
+
+    def grad_cam(self, images: np.ndarray) -> np.ndarray:
+        """Grad-CAM of the first network: which parts of a face raised its score.
+
+        The gradient of its one logit by each feature is, through the average pool, the
+        last layer's weight over the number of places, so the weighted sum of the
+        features is all there is to compute.
+
+        Args:
+            images: (N, S, S, 3) uint8 RGB of the network's input size.
+
+        Returns:
+            (N, h, w) float32 in 0..1.
+        """
+        return self._threads.submit(self._grad_cam, torch.from_numpy(images)).result()
+
+    @torch.inference_mode()
+    def _grad_cam(self, images: Tensor) -> np.ndarray:
+        model = self._models[0]
+        inputs = self._normalize[0](images.to(self.device)).to(self._dtype)
+        features = model.features(inputs)
+        maps = torch.einsum("c,nchw->nhw", model.fc.weight[0], features)
+        maps = torch.relu(maps).float()
+        largest = maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
+        return (maps / largest).cpu().numpy()
+
+    def _classify(self, number: int, videos: Sequence[VideoFaces]) -> np.ndarray:
+        """All faces of all videos by one network, with batches across videos."""
+        size = self.settings[number].size
+        inputs = [faces.inputs[size] for faces in videos if faces.frames]
+        if not inputs:
+            return np.zeros(0, np.float32)
+        images = torch.from_numpy(np.concatenate(inputs))
+        scores = torch.cat(self._in_batches(number, images)).cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"{self.names[number]}: answers with numbers that are not finite; "
+                "its weights are damaged"
+            )
+        return scores
+
+    def _on_cpu(self, number: int, images: Tensor) -> list[Tensor]:
+        batch = min(CPU_BATCH, max(1, CPU_BATCH_PIXELS // images.shape[1] ** 2))
+        scores = partial(self._scores, number)
+        return [*self._threads.map(scores, images.split(batch))]
+
+    def _on_gpu(self, number: int, images: Tensor) -> list[Tensor]:
+        """One batch after the other, smaller ones once the GPU's memory is short."""
+        scores: list[Tensor] = []
+        done = 0
+        while done < len(images):
+            try:
+                scores.append(self._scores(number, images[done : done + self.batch]))
+                done += len(scores[-1])
+                continue
+            except torch.OutOfMemoryError as error:
+                if self.batch == 1:
+                    raise MachineError(
+                        f"{self.names[number]}: not enough GPU memory for one face "
+                        f"({error}); use a larger GPU, or predict with fewer networks "
+                        "at a time"
+                    ) from error
+            # past the except block, which still holds what did not fit
+            self.batch //= 2
+            torch.cuda.empty_cache()
+            print(
+                f"GPU memory is short: {self.batch} faces at a time from here on",
+                file=sys.stderr,
+            )
+        return scores
+
+    @torch.inference_mode()
+    def _scores(self, number: int, images: Tensor) -> Tensor:
+        inputs = self._normalize[number](images.to(self.device)).to(self._dtype)
+        return torch.sigmoid(self._models[number](inputs)).float()
+
+
+def predict_batch(
+    ensemble: Ensemble, found: dict[Path, VideoFaces], grad_cam: int = 0
+) -> Iterator[Prediction]:
+    """Score the faces of some videos together.
+
+    Args:
+        found: the faces of each video.
+        grad_cam: for how many of each video's top faces a heatmap is wanted.
+    """
+    for (path, faces), scores in zip(found.items(), ensemble(list(found.values()))):
+        by_model = {name: each.tolist() for name, each in zip(ensemble.names, scores)}
+        entry = {
+            "filename": path.name,
+            "reason": faces.reason,
+            "frames": faces.frames,
+            "times": faces.times,
+            "boxes": faces.boxes,
+            "probabilities": by_model,
+        }
+        heatmaps = None
+        if grad_cam and faces.frames:
+            top = top_faces(by_model, min(grad_cam, TOP_FACES))
+            heatmaps = ensemble.grad_cam(faces.inputs[ensemble.settings[0].size][top])
+        yield Prediction(entry, faces, heatmaps)
+
+
+def predict_video(
+    path: Path, weights: tuple[Path, ...], device: str, details: bool, grad_cam: int
+) -> Prediction:
+    """Extract and score one video in a process that has its own networks.
+
+    The result's `faces.inputs` hold only what a report shows, and only with `details`.
+
+    Raises:
+        VideoError: the file cannot be read as a video.
+        MachineError: the networks cannot be loaded here.
+    """
+    ensemble = _load_ensemble(weights, device)
+    faces = extract_faces(
+        path, ensemble.faces_settings, ensemble.sizes, device, details
+    )
+    (prediction,) = predict_batch(ensemble, {path: faces}, grad_cam)
+    shown = ensemble.settings[0].size
+    keep = details and shown in faces.inputs
+    faces.inputs = {shown: faces.inputs[shown]} if keep else {}
+    return prediction
+
+
+@cache
+def _load_ensemble(weights: tuple[Path, ...], device: str) -> Ensemble:
+    """One ensemble a process. The machine that started the run has loaded the same
+    files, so what fails here is this machine's fault.
+    """
+    try:
+        return Ensemble(weights, device)
+    except UserError as error:
+        raise MachineError(f"on the machine {socket.gethostname()}: {error}") from error
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """The names of the checkpoints' files, or their paths where two names are equal."""
+    names = [path.name for path in paths]
+    names = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        raise UserError(f"{twice}: is given twice; name each checkpoint once")
+    return names

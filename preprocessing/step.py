@@ -1,0 +1,154 @@
+"""What the numbered steps share: options, resume, failures.csv, the exit status.
+
+Writes DATA/failures.csv: step,file,reason, for each file that was skipped or failed
+"""
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from preprocessing.dataset import Skipped
+from runtime.cli import MachineError, fraction, make_parser
+from runtime.executor import (
+    add_executor_options,
+    error_reason,
+    executor_options,
+    map_items,
+)
+from runtime.files import (
+    file_size,
+    list_names,
+    open_csv,
+    remove_partial,
+    skip_reasons,
+    write_csv,
+    write_errors,
+)
+
+MAX_FAILURES = 0.02  # fraction of the videos; DFDC has a few that no decoder reads
+MAX_SHOWN = 5  # skipped files named on the screen
+
+
+class StepItem(Protocol):
+    """What a step works on: a video, or a shard."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=StepItem)
+
+
+def step_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all numbered steps share."""
+    parser = make_parser(description)
+    parser.add_argument(
+        "--root-dir",
+        type=Path,
+        required=True,
+        help="folder that holds dfdc_train_part_0, …",
+    )
+    parser.add_argument(
+        "--max-failures",
+        type=fraction,
+        default=MAX_FAILURES,
+        help="fraction of the videos that may fail before the exit status is 1, 0 to 1",
+    )
+    add_executor_options(parser)
+    return parser
+
+
+def run_step(
+    task: Callable[[Item], None],
+    items: Sequence[Item],
+    output: Callable[[Item], Path],
+    options: argparse.Namespace,
+    step: str,
+    skipped: Sequence[Skipped] = (),
+    unit: str = "video",
+) -> int:
+    """Run one numbered step over the items whose `output` does not exist yet.
+
+    Args:
+        task: writes one item's output atomically; why a part of it is missing is stored
+            in the output (`atomic_folder`).
+        options: what `step_parser` parsed.
+        step: the step's name in the progress bar and in failures.csv.
+        skipped: what `read_dataset` skipped; listed, but no failure of this step.
+
+    Returns:
+        exit status: 0, or 1 where more than `--max-failures` of the items failed.
+
+    Raises:
+        MachineError: the disk or the GPU is at fault.
+    """
+    folders = {output(item).parent for item in items}
+    present = {folder: list_names(folder) for folder in folders}
+    missing = [
+        item for item in items if output(item).name not in present[output(item).parent]
+    ]
+    # large files first keep all workers busy to the end
+    missing.sort(key=lambda item: file_size(item.path), reverse=True)
+    failed: dict[str, Skipped] = {}
+    executor = executor_options(options)
+    probe: AbstractContextManager[Path] = nullcontext(Path())
+    if executor.is_cluster:
+        probe = _shared_path_probe(options.root_dir)
+    with probe as shared_path:
+        for item, _, error in map_items(
+            task, missing, executor, step, unit, shared_path
+        ):
+            if isinstance(error, MachineError):
+                raise error
+            if error is not None:
+                reason = error_reason(error, item.path)
+                failed[item.name] = Skipped(str(item.path), reason)
+                remove_partial(output(item))
+    found = [*skipped]
+    for item in items:
+        reasons = skip_reasons(output(item))
+        partial = [Skipped(str(item.path), reason) for reason in reasons]
+        found += [failed[item.name]] if item.name in failed else partial
+    report = _write_failures(options.root_dir / "failures.csv", step, found)
+    done, present_count = len(missing) - len(failed), len(items) - len(missing)
+    print(
+        f"{step}: {done} {unit}s done, {present_count} were there, "
+        f"{len(failed)} failed{report}"
+    )
+    return int(len(failed) > options.max_failures * len(items))
+
+
+@contextmanager
+def _shared_path_probe(root: Path) -> Iterator[Path]:
+    """A file in DATA while the block runs: a machine without it sees other data."""
+    with (
+        write_errors(root),
+        tempfile.NamedTemporaryFile(prefix=".worked_on_", dir=root) as file,
+    ):
+        yield Path(file.name)
+
+
+def _write_failures(path: Path, step: str, skipped: Sequence[Skipped]) -> str:
+    """Replace this step's rows in failures.csv and print the first of them."""
+    kept: list[list[str]] = []
+    if path.exists():
+        with open_csv(path) as file:
+            rows = [row for row in csv.reader(file) if row]
+        kept = [row for row in rows if row[0] not in (step, "step")]
+    rows = kept + [[step, each.file, each.reason] for each in skipped]
+    if rows or path.exists():
+        write_csv(path, ["step", "file", "reason"], rows)
+    for each in skipped[:MAX_SHOWN]:
+        print(f"{step}: {each.file}: {each.reason}", file=sys.stderr)
+    if len(skipped) > MAX_SHOWN:
+        more = len(skipped) - MAX_SHOWN
+        print(f"{step}: … and {more} more in {path}", file=sys.stderr)
+    return f"; {len(skipped)} skipped or failed, listed in {path}" if skipped else ""

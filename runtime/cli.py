@@ -1,0 +1,116 @@
+"""What every command line of the project shares: option types, errors for users, exit.
+
+`UserError`    a mistake that the user can mend; one line and status 2, no traceback
+`MachineError` the disk, the GPU or the memory is at fault; ends the run likewise, so
+               that no video gets an answer that it did not earn
+
+Where one video of many is at fault, its error is reported and the run goes on. Any
+other exception is a defect of this project and shows its traceback.
+"""
+
+import argparse
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """A mistake in the user's files or arguments.
+
+    The message names the file or option and says what to do.
+    """
+
+
+class MachineError(Exception):
+    """The disk, the GPU or the memory stopped the work. The message says what to do."""
+
+
+class HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """`--help` with each option's default and the description as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        no_default = action.default in (None, []) or action.default is False
+        return action.help if no_default else super()._get_help_string(action)
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser whose `--help` begins with `description`, a docstring."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=HelpFormatter
+    )
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    return int(_at_least(int(text), 1, text, "an integer of at least 1"))
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    return int(_at_least(int(text), 0, text, "an integer of at least 0"))
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a number above 0."""
+    return _at_least(float(text), sys.float_info.min, text, "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """An argparse type: a number of at least 0."""
+    return _at_least(float(text), 0, text, "a number of at least 0")
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a fraction from 0 to 1")
+    return value
+
+
+# Called before the process exits: what is in here owns other processes.
+cleanups: list[Callable[[], None]] = []
+
+
+def run_main(main: Callable[[], int]) -> None:
+    """Run `main` and exit with its status.
+
+    The status is 2 for a `UserError` or a `MachineError`, 130 for Ctrl-C.
+    """
+    try:
+        sys.exit(main())
+    except (UserError, MachineError) as error:
+        sys.exit(_print_error(f"error: {error}", status=2))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        message = (
+            "\ninterrupted: what is finished is on disk; "
+            "run the same command again to go on"
+        )
+        sys.exit(_print_error(message, status=130))
+    finally:
+        _end_children()
+
+
+def _end_children() -> None:
+    """End all child processes, which the interpreter would wait for."""
+    for cleanup in [*cleanups]:
+        cleanup()
+    # PyTorch's DataLoader takes the end of its worker processes for an error
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def _at_least(value: float, minimum: float, text: str, what: str) -> float:
+    if not value >= minimum:
+        raise argparse.ArgumentTypeError(f"{text} is not {what}")
+    return value
+
+
+def _print_error(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status

@@ -1,0 +1,46 @@
+"""How a process of ours behaves in the operating system: signals, its parent's end, its memory."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+@contextmanager
+def block_sigint() -> Iterator[None]:
+    """Start processes inside this block: they inherit a blocked SIGINT, so that Ctrl-C reaches only the parent.
+
+    Children would otherwise print a traceback each, even while they still import.
+    """
+    # multiprocessing starts its tracker at the first use and unblocks SIGINT after that
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when the thread that started it ends."""
+    if hasattr(libc := ctypes.CDLL(None), "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it ended before that call
+        os._exit(1)
+
+
+def tune_malloc() -> None:
+    """Have glibc keep freed memory instead of returning it to the system after each tensor.
+
+    Page faults of memory that is fetched anew cost more than B7's arithmetic (docs/LOG.md). No effect without glibc.
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
