@@ -1,11 +1,13 @@
-"""The one video reader: chosen frames of a local file, in order, as RGB arrays.
+"""Video reader: selected frames of a local file, in order, as RGB arrays.
 
-Reads MP4, QuickTime, Matroska, WebM and AVI with any codec of the FFmpeg inside PyAV. The pixels equal those of OpenCV's
-`VideoCapture` bit for bit, which is what the winner's scripts used; `tests/test_video.py` compares the two.
+Reads MP4, QuickTime, Matroska, WebM and AVI with any codec of the FFmpeg build inside
+PyAV. The pixels are bit-identical to those of OpenCV's `VideoCapture`, which the
+winner's scripts used; `tests/test_video.py` compares the two.
 
-Videos come from strangers. FFmpeg would follow a playlist to other files and to the network, so the containers that may do
-that are not opened, and no protocol but that of local files is. Frames that are too large are refused before memory is
-taken for them; time and memory of all else are the worker's to bound (`runtime.workers`).
+Input videos are untrusted. FFmpeg follows playlists to other files and to the network,
+so container formats that allow this are not opened, and only the local file protocol is
+allowed. Frames that are too large are rejected before memory is allocated for them. All
+other time and memory limits are those of the worker (`runtime.workers`).
 """
 
 import stat
@@ -19,32 +21,33 @@ import numpy as np
 
 from runtime.cli import UserError
 
-CAN_SKIP = (
-    "h264",
-    "hevc",
-)  # FFmpeg's decoders that leave out a frame that no other refers to, one packet at a time
-CONTAINERS = "mov,matroska,avi"  # FFmpeg's names of the demuxers of those
-MAX_PIXELS = 2**26  # of a frame: twice those of 8K
+# FFmpeg decoders that can skip a non-reference frame packet by packet
+SKIPPABLE_CODECS = ("h264", "hevc")
+DEMUXERS = "mov,matroska,avi"  # FFmpeg's names for those of the formats above
+MAX_PIXELS = 2**26  # per frame: twice the pixels of 8K
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
 class VideoError(UserError):
-    """A file that cannot be read as a video. The message names the file and the reason."""
+    """A file cannot be read as a video. The message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says: `frames` (counted packet by packet where the header is silent), frames per second."""
+    """Number of frames and frames per second, from the container's header.
+
+    Where the header has no number of frames, the packets are counted.
+    """
 
     frames: int
     fps: float
 
 
 def probe(path: Path) -> VideoInfo:
-    """The number of frames and the frame rate of a video, without decoding it.
+    """Read the number of frames and the frame rate of a video without decoding it.
 
     Raises:
-        VideoError: the file is missing, is no video, or has no frames.
+        VideoError: the file is missing, is not a video, or has no frames.
     """
     with open_video(path) as container:
         stream = container.streams.video[0]
@@ -63,36 +66,39 @@ def probe(path: Path) -> VideoInfo:
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Give the wanted frames of a video. Decodes from the start, but not the frames that nothing needs.
+    """Read the selected frames of a video.
+
+    Decodes from the start, but skips unselected frames that no other frame references.
 
     Args:
-        indices: ascending frame numbers from 0; a `range` of any length will do, the end of the video ends it.
+        indices: ascending frame numbers from 0. A `range` may extend past the end of
+            the video.
 
     Yields:
-        frame number, frame_HW3 uint8 RGB, turned upright where the container carries a rotation.
-        A damaged packet is passed over as OpenCV does, so fewer frames than asked for may come.
+        frame number, frame (H, W, 3) uint8 RGB, rotated upright by the container's
+        rotation. Damaged packets are skipped, as in OpenCV, so there may be fewer
+        frames than requested.
 
     Raises:
-        VideoError: the file is missing, is no video, or breaks the decoder.
+        VideoError: the file is missing, is not a video, or cannot be decoded.
     """
     if not len(indices):
         return
     wanted = indices if isinstance(indices, range) else frozenset(indices)
     times = _presentation_times(path)
     numbers = [number for number in range(len(times)) if number in wanted]
-    given = 0
+    num_read = 0
     if len(numbers) < len(times):
         for frame in _decode_wanted(path, [times[number] for number in numbers]):
-            yield numbers[given], frame_to_rgb(frame)
-            given += 1
-        if given == len(numbers):
+            yield numbers[num_read], frame_to_rgb(frame)
+            num_read += 1
+        if num_read == len(numbers):
             return
-    last = numbers[given - 1] if given else -1
+    last = numbers[num_read - 1] if num_read else -1
     with open_video(path) as container:
+        frames = decode(container, container.streams.video[0])
         try:
-            for number, frame in enumerate(
-                decode(container, container.streams.video[0])
-            ):
+            for number, frame in enumerate(frames):
                 if number in wanted and number > last:
                     yield number, frame_to_rgb(frame)
                 if number >= indices[-1]:
@@ -102,10 +108,13 @@ def read_frames(path: Path, indices: Sequence[int]) -> Iterator[tuple[int, np.nd
 
 
 def _presentation_times(path: Path) -> list[int]:
-    """The time stamp of each frame in the order of display, where frames can be told by it; otherwise nothing."""
+    """The timestamp of each frame in display order.
+
+    Empty where timestamps do not identify the frames, or the decoder cannot skip any.
+    """
     with open_video(path) as container:
         stream = container.streams.video[0]
-        if stream.codec_context.name not in CAN_SKIP or not stream.frames:
+        if stream.codec_context.name not in SKIPPABLE_CODECS or not stream.frames:
             return []
         try:
             packets = [
@@ -115,22 +124,21 @@ def _presentation_times(path: Path) -> list[int]:
             ]
         except av.FFmpegError:
             return []
-        times = {time for time, unsure in packets if time is not None and not unsure}
+        times = {time for time, bad in packets if time is not None and not bad}
         return sorted(times) if len(times) == len(packets) == stream.frames else []
 
 
 def _decode_wanted(path: Path, times: Sequence[int]) -> Iterator[av.VideoFrame]:
-    """The frames with these time stamps, which ascend; ends before the first that does not come.
+    """Decode the frames with these ascending timestamps; stop at the first missing one.
 
-    A packet whose frame is not wanted goes to the decoder with the order to leave it out if no other frame refers to it.
+    For every other packet, the decoder is told to skip non-reference frames.
     """
-    wanted, given = frozenset(times), 0
+    wanted, num_decoded = frozenset(times), 0
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_type = "FRAME"
-        stream.codec_context.thread_count = (
-            cv2.getNumThreads()
-        )  # what this process may use: 1 in a worker
+        # the thread limit of this process: 1 in a worker
+        stream.codec_context.thread_count = cv2.getNumThreads()
         try:
             for packet in container.demux(stream):
                 stream.codec_context.skip_frame = (
@@ -139,28 +147,29 @@ def _decode_wanted(path: Path, times: Sequence[int]) -> Iterator[av.VideoFrame]:
                 for frame in packet.decode():
                     if frame.pts not in wanted:
                         continue
-                    if frame.pts != times[given]:
+                    if frame.pts != times[num_decoded]:
                         return
-                    given += 1
+                    num_decoded += 1
                     yield frame
-                    if given == len(times):
+                    if num_decoded == len(times):
                         return
         except av.FFmpegError:
             return
 
 
 def open_video(path: Path) -> av.container.InputContainer:
-    """Open a local file that holds a video stream. Close it, or use it in a `with` block.
+    """Open a local video file. The caller closes it, or uses it in a `with` block.
 
     Raises:
-        VideoError: the file is missing, is no video, holds sound only or announces frames of more than `MAX_PIXELS`.
+        VideoError: the file is missing, is not a video, has only audio, or its header
+            declares frames of more than `MAX_PIXELS`.
     """
     _check_file(Path(path))
     try:
-        # `file:` keeps a name such as `concat:a|b` from being taken for another protocol
+        # `file:` prevents FFmpeg from parsing a protocol in a name such as `concat:a|b`
         container = av.open(
             f"file:{path}",
-            options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
+            options={"protocol_whitelist": "file", "format_whitelist": DEMUXERS},
             metadata_errors="replace",
         )
     except (av.FFmpegError, ValueError) as error:
@@ -181,31 +190,28 @@ def _check_stream(path: Path, container: av.container.InputContainer) -> None:
         raise VideoError(f"{path}: its codec is not known")
     if codec.width * codec.height > MAX_PIXELS:
         raise VideoError(
-            f"{path}: announces frames of {codec.width}x{codec.height}, more than {MAX_PIXELS} pixels"
+            f"{path}: announces frames of {codec.width}x{codec.height}, "
+            f"more than {MAX_PIXELS} pixels"
         )
-    codec.options = {
-        "max_pixels": str(MAX_PIXELS)
-    }  # for frames that are larger than announced
+    # for frames that are larger than declared in the header
+    codec.options = {"max_pixels": str(MAX_PIXELS)}
 
 
 def _check_file(path: Path) -> None:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        what = (
-            "a link to a file that is not there"
-            if path.is_symlink()
-            else "no such video file"
-        )
-        raise VideoError(f"{path}: {what}") from error
+        if path.is_symlink():
+            reason = "a link to a file that is not there"
+        else:
+            reason = "no such video file"
+        raise VideoError(f"{path}: {reason}") from error
     except OSError as error:
         raise VideoError(f"{path}: cannot be opened ({error.strerror})") from error
-    if not stat.S_ISREG(
-        status.st_mode
-    ):  # opening a pipe would wait for somebody to write
-        raise VideoError(
-            f"{path}: {'a folder' if path.is_dir() else 'no regular file'}, not a video"
-        )
+    # opening a named pipe would block until another process writes to it
+    if not stat.S_ISREG(status.st_mode):
+        file_type = "a folder" if path.is_dir() else "no regular file"
+        raise VideoError(f"{path}: {file_type}, not a video")
     if not status.st_size:
         raise VideoError(f"{path}: the file is empty")
 
@@ -213,7 +219,7 @@ def _check_file(path: Path) -> None:
 def decode(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.VideoFrame]:
-    """All frames in order. A damaged packet is passed over, as OpenCV does."""
+    """Decode all frames in order. Damaged packets are skipped, as in OpenCV."""
     packets = container.demux(stream)
     while True:
         try:
@@ -228,12 +234,11 @@ def decode(
 
 
 def frame_to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame as (H, W, 3) uint8 RGB, turned upright where the container carries a rotation."""
+    """A decoded frame as (H, W, 3) uint8 RGB, upright by the container's rotation."""
     rgb = frame.to_ndarray(format="rgb24")
-    turns = (
-        round(frame.rotation / 90) % 4
-    )  # `rotation` is in degrees counter-clockwise, as np.rot90 turns
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+    # `rotation` is in degrees counter-clockwise, the direction of np.rot90
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
 
 
 def _reason(error: Exception) -> str:

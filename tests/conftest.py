@@ -1,9 +1,11 @@
 """Fixtures that several files of tests use, and the order: fast tests first."""
 
 import csv
+import fcntl
 import importlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -13,7 +15,8 @@ import pytest
 import skimage.data
 import torch
 
-from preprocessing.__main__ import DETECTING, STEPS
+from preprocessing.__main__ import DETECTOR_STEPS, STEPS
+from runtime.files import atomic_folder, open_csv, write_csv
 from tests.media import write_dfdc
 from training.checkpoint import save_checkpoint
 from training.config import Config
@@ -44,36 +47,52 @@ def portrait() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def dfdc(tmp_path_factory) -> Path:
-    """A small DFDC folder, not preprocessed. Copy it to change it."""
-    return write_dfdc(tmp_path_factory.mktemp("dfdc"))
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder in the first test process that asks; pytest-xdist's others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make_folder(name: str, make: Callable[[Path], object]) -> Path:
+        folder = base / name
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                with atomic_folder(folder) as temporary:
+                    make(temporary)
+        return folder
+
+    return make_folder
 
 
 @pytest.fixture(scope="session")
-def preprocessed(dfdc, tmp_path_factory) -> Path:
+def dfdc(make_once) -> Path:
+    """A small DFDC folder, not preprocessed. Copy it to change it."""
+    return make_once("dfdc", write_dfdc)
+
+
+@pytest.fixture(scope="session")
+def preprocessed(dfdc, make_once) -> Path:
     """The same after steps 1 to 5. Copy it to change it."""
-    root = tmp_path_factory.mktemp("preprocessed") / "data"
-    shutil.copytree(dfdc, root)
-    for step in STEPS:
-        options = ["--device", "cpu"] if step in DETECTING else []
-        assert (
-            importlib.import_module(f"preprocessing.{step}").main(
-                ["--root-dir", str(root), "--workers", "0", *options]
-            )
-            == 0
-        )
-    return root
+
+    def preprocess(root: Path) -> None:
+        shutil.copytree(dfdc, root, dirs_exist_ok=True)
+        for step in STEPS:
+            arguments = ["--root-dir", str(root), "--workers", "0"]
+            arguments += ["--device", "cpu"] if step in DETECTOR_STEPS else []
+            module = importlib.import_module(f"preprocessing.{step}")
+            assert module.main(arguments) == 0
+
+    return make_once("preprocessed", preprocess)
 
 
 @pytest.fixture(scope="session")
 def train_data(preprocessed, tmp_path_factory) -> Path:
     """The same with part 0 in two folds, so that there are fakes to train on and to validate on. Copy it to change it."""
     root = shutil.copytree(preprocessed, tmp_path_factory.mktemp("train") / "data")
-    with open(root / "folds.csv", newline="") as file:
+    with open_csv(root / "folds.csv") as file:
         header, *rows = csv.reader(file)
     rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]
-    with open(root / "folds.csv", "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    write_csv(root / "folds.csv", header, rows)
     return root
 
 
@@ -95,23 +114,25 @@ def wake(model: DeepFakeClassifier, size: int, picture: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory) -> Path:
+def checkpoints(make_once) -> Path:
     """A folder with two small untrained B0 checkpoints, `one` and `two`, of different input sizes."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for seed, (name, size) in enumerate((("one", 64), ("two", 96))):
-        torch.manual_seed(seed)
-        config = Config(
-            encoder="tf_efficientnet_b0.ns_jft_in1k",
-            pretrained="none",
-            input={"size": size},
-        )
-        model = DeepFakeClassifier(config.encoder)
-        wake(model, size, skimage.data.astronaut())
-        save_checkpoint(
-            folder / name,
-            epoch=1,
-            state_dict=model.state_dict(),
-            bce_best=0.5,
-            config=config.model_dump(),
-        )
-    return folder
+
+    def write_checkpoints(folder: Path) -> None:
+        for seed, (name, size) in enumerate((("one", 64), ("two", 96))):
+            torch.manual_seed(seed)
+            config = Config(
+                encoder="tf_efficientnet_b0.ns_jft_in1k",
+                pretrained="none",
+                input={"size": size},
+            )
+            model = DeepFakeClassifier(config.encoder)
+            wake(model, size, skimage.data.astronaut())
+            save_checkpoint(
+                folder / name,
+                epoch=1,
+                state_dict=model.state_dict(),
+                bce_best=0.5,
+                config=config.model_dump(),
+            )
+
+    return make_once("checkpoints", write_checkpoints)
