@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Predict a folder of videos with the winner's seven published networks.
-#   ./predict_submission.sh TEST_DIR submission.csv [options of inference.predict, such as --models A B]
-# Get the networks first: weights/download.sh. WEIGHTS_DIR=FOLDER takes them from another folder.
+#   ./predict_submission.sh TEST_DIR submission.csv [options of inference.predict]
+# An option is, for instance, --models A B. Get the networks first: weights/download.sh.
+# WEIGHTS_DIR=FOLDER takes them from another folder.
 set -euo pipefail
-usage() { sed -n '2,4s/^# *//p' "$0"; }
+usage() { sed -n '2,5s/^# *//p' "$0"; }
 [[ ${1:-} == -h || ${1:-} == --help ]] && usage && exit 0
 [[ $# -ge 2 ]] || { usage >&2; exit 2; }
 videos=$(realpath -- "$1")

@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
-# Train the winner's ensemble: five B7, one for each of his seeds, one after the other on all GPUs, then choose epochs.
+# Train the winner's ensemble, five B7 with his five seeds, one after the other on all
+# GPUs, then select the epochs.
 #   ./train.sh DATA NUM_GPUS [options of training.train]
-# DATA is the folder that preprocess_data.sh worked on. Run it again after an interruption: it goes on where it was.
-#   SEEDS="111 555"       fewer networks          CONFIG=configs/b5.yaml   another recipe
-#   COUNT=7 AFTER_EPOCH=16   what training.select chooses; COUNT=0: not now     WEIGHTS_DIR=weights LOGDIR=logs   folders
-# Several nodes that share DATA and both folders, NUM_GPUS on each: the same line on all, with its own NODE_RANK, from 0
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-node [MASTER_PORT=29500] ./train.sh DATA NUM_GPUS     (Slurm: training/train.slurm)
+# DATA is the folder of preprocess_data.sh. After an interruption, run it again to resume.
+# Environment variables:
+#   SEEDS="111 555"                    seeds; one network each
+#   CONFIG=configs/b5.yaml             configuration; default configs/b7.yaml
+#   WEIGHTS_DIR=weights LOGDIR=logs    output folders
+#   COUNT=7 AFTER_EPOCH=16             for training.select; COUNT=0 skips it
+# On several nodes that share DATA and both output folders, with NUM_GPUS each: the same
+# command on each node, with its own NODE_RANK, from 0 (Slurm: training/train.slurm)
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-node [MASTER_PORT=29500] \
+#       ./train.sh DATA NUM_GPUS
 set -euo pipefail
-usage() { sed -n '2,8s/^# *//p' "$0"; }
+usage() { sed -n '2,15s/^# *//p' "$0"; }
 [[ ${1:-} == -h || ${1:-} == --help ]] && usage && exit 0
 [[ $# -ge 2 ]] || { usage >&2; exit 2; }
 data=$(realpath -- "$1")

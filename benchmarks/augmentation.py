@@ -1,13 +1,20 @@
-"""Each augmentation against the one of albumentations 1.0.0, which the winner used, as distributions over many crops.
+r"""Compare each augmentation with that of albumentations 1.0.0, which the winner used.
 
-    python3.10 -m venv OLD                    # 1.0.0 needs the NumPy and OpenCV of its time
-    OLD/bin/pip install albumentations==1.0.0 numpy==1.23.5 opencv-python-headless==4.5.5.64 "scipy<1.11" scikit-image==0.19.3
+    python3.10 -m venv OLD     # 1.0.0 needs the NumPy and OpenCV of its time
+    OLD/bin/pip install albumentations==1.0.0 numpy==1.23.5 scikit-image==0.19.3 \
+        opencv-python-headless==4.5.5.64 "scipy<1.11"
     OLD/bin/python benchmarks/augmentation.py --crops DATA/crops --output 2020.json
-    python -m benchmarks.augmentation --crops DATA/crops --output ours.json --against 2020.json
+    python -m benchmarks.augmentation --crops DATA/crops --output ours.json \
+        --against 2020.json
 
-Reads  the first --count PNG crops under --crops, sorted; without it, random cuts of scikit-image's public-domain portrait
-Writes every measured value as JSON; with --against prints a Markdown table of both. A figure agrees where the two-sided
-       p-value (the smaller of Kolmogorov-Smirnov's and one for the ends; of two proportions for shares) is at least 0.001
+Reads  the first --count PNG crops under --crops, sorted; without --crops, random cuts
+       of scikit-image's public-domain portrait
+Writes every measured value as JSON; with --against, prints a Markdown table of both
+
+Method: each figure is a distribution over many crops. Two distributions agree if the
+        two-sided p-value is at least 0.001. For shares it is that of a test of two
+        proportions, otherwise the smaller of a Kolmogorov-Smirnov test and a test of
+        the extremes.
 """
 
 import argparse
@@ -25,15 +32,32 @@ import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 SIZE = 380
-JPEG, NOISE, BLUR, FLIP, RESIZE, PAD, COLOUR, GREY, GEOMETRY = range(
-    9
-)  # the winner's list, in its order
-BRIGHTNESS, PCA, HUE = range(3)  # inside COLOUR
-LEAST_P = 0.001
+MIN_P_VALUE = 0.001
+
+# Positions in the winner's list of transforms, and in the OneOf at COLOUR.
+JPEG, NOISE, BLUR, FLIP, RESIZE, PAD, COLOUR, GREY, GEOMETRY = range(9)
+BRIGHTNESS, PCA, HUE = range(3)
+
+STEP_NAMES = (
+    "JPEG",
+    "noise",
+    "blur",
+    "flip",
+    "resize",
+    "padding",
+    "colour",
+    "grey",
+    "shift/scale/turn",
+)
+RESIZES = [
+    (cv2.INTER_AREA, cv2.INTER_CUBIC),
+    (cv2.INTER_AREA, cv2.INTER_LINEAR),
+    (cv2.INTER_LINEAR, cv2.INTER_LINEAR),
+]
 
 
-class Transform2020:
-    """The winner's list in albumentations 1.0.0, with his arguments."""
+class WinnerTransform:
+    """The winner's transforms in albumentations 1.0.0, with his arguments."""
 
     def __init__(self, size):
         import albumentations as A
@@ -70,31 +94,24 @@ class Transform2020:
         ]
 
     def seed(self, seed):
-        random.seed(
-            seed + 10**6
-        )  # other seeds than ours, or both would make the same decisions
+        # Seeds other than ours: equal seeds would make the same decisions in both.
+        random.seed(seed + 10**6)
         np.random.seed(seed + 10**6)
 
 
-RESIZES = [
-    (cv2.INTER_AREA, cv2.INTER_CUBIC),
-    (cv2.INTER_AREA, cv2.INTER_LINEAR),
-    (cv2.INTER_LINEAR, cv2.INTER_LINEAR),
-]
-
-
 def resize(image, size, down, up):
-    """The longer side to `size`."""
+    """Resize the longer side to `size`; `down` and `up` are OpenCV interpolations."""
     height, width = image.shape[:2]
     scale = size / max(height, width)
-    shape = (
-        (size, int(height * scale)) if width > height else (int(width * scale), size)
-    )
+    if width > height:
+        shape = (size, int(height * scale))
+    else:
+        shape = (int(width * scale), size)
     return cv2.resize(image, shape, interpolation=up if scale > 1 else down)
 
 
 def folder_crops(folder, count):
-    """The first `count` crops of a folder, uint8 (h, w, 3) RGB."""
+    """Read the first `count` crops of a folder, uint8 (h, w, 3) RGB."""
     paths = sorted(folder.rglob("*.png"))[:count]
     if len(paths) < count:
         sys.exit(f"{folder}: holds {len(paths)} crops, fewer than --count {count}")
@@ -102,135 +119,33 @@ def folder_crops(folder, count):
 
 
 def portrait_crops(count):
-    """Random cuts around the face of scikit-image's portrait, 150 to 420 pixels a side."""
+    """Cut scikit-image's portrait at random around the face, 150 to 420 pixels a side.
+
+    Returns: list of uint8 (h, w, 3) RGB.
+    """
     import skimage.data
 
-    portrait, draw = skimage.data.astronaut(), np.random.RandomState(0)
-    cuts = []
+    portrait, rng = skimage.data.astronaut(), np.random.RandomState(0)
+    crops = []
     for _ in range(count):
-        (height, width), (top, left) = draw.randint(150, 421, 2), draw.randint(0, 60, 2)
+        (height, width), (top, left) = rng.randint(150, 421, 2), rng.randint(0, 60, 2)
         left = min(left + 80, 512 - width)
-        cuts.append(
-            np.ascontiguousarray(portrait[top : top + height, left : left + width])
-        )
-    return cuts
+        crop = portrait[top : top + height, left : left + width]
+        crops.append(np.ascontiguousarray(crop))
+    return crops
 
 
 def measure(transform, crops):
-    """Every figure of a list of transforms: name → one value for each crop that has one."""
-    figures = {}
+    """Measure every figure of a list of transforms.
+
+    Returns: figure name → one value for each crop for which it is defined.
+    """
     squares = [to_square(crop) for crop in crops]
-    names = [
-        "JPEG",
-        "noise",
-        "blur",
-        "flip",
-        "resize",
-        "padding",
-        "colour",
-        "grey",
-        "shift/scale/turn",
-    ]
-    for number, name in enumerate(names):
-        step, images = transform.steps[number], crops if number < PAD else squares
-        if number not in (RESIZE, PAD):
-            results = apply(transform, step, images)
-            figures[f"{name}: share changed"] = [
-                int((a != b).any()) for a, b in zip(images, results)
-            ]
+    figures = changed_shares(transform, crops, squares)
     figures |= colour_shares(transform, squares)
-    always = lambda step, images: apply(transform, step, images, p=1)
-    colours = choices(transform.steps[COLOUR])
-    for name, step, images, measures in (
-        (
-            "JPEG",
-            transform.steps[JPEG],
-            crops,
-            {"quality": jpeg_quality, "mean absolute change": mean_change},
-        ),
-        (
-            "noise",
-            transform.steps[NOISE],
-            crops,
-            {
-                "standard deviation": lambda a, b: noise(a, b).std(),
-                "mean": lambda a, b: noise(a, b).mean(),
-                "share of pixels unchanged": lambda a, b: (noise(a, b) == 0).mean(),
-            },
-        ),
-        (
-            "blur",
-            transform.steps[BLUR],
-            crops,
-            {"high frequencies left": high_frequencies_left},
-        ),
-        (
-            "resize",
-            transform.steps[RESIZE],
-            crops,
-            {
-                "share enlarged by cubic, not linear": lambda a, b: resized_as_first(
-                    a, b, 1, range(1, SIZE)
-                ),
-                "share shrunk by area, not linear": lambda a, b: resized_as_first(
-                    a, b, 2, range(SIZE + 1, 9999)
-                ),
-            },
-        ),
-        (
-            "brightness/contrast",
-            colours[BRIGHTNESS],
-            squares,
-            {
-                "gain": lambda a, b: gain_and_offset(a, b)[0],
-                "offset": lambda a, b: gain_and_offset(a, b)[1],
-            },
-        ),
-        (
-            "PCA",
-            colours[PCA],
-            squares,
-            {
-                f"shift of {c}": lambda a, b, n=n: np.median(
-                    b[..., n].astype(int)[inside(a)] - a[..., n][inside(a)]
-                )
-                for n, c in enumerate(("red", "green", "blue"))
-            },
-        ),
-        (
-            "hue",
-            colours[HUE],
-            squares,
-            {
-                **{
-                    f"shift of {c}": lambda a, b, n=n: hsv_shift(a, b)[n]
-                    for n, c in enumerate(("hue", "saturation", "value"))
-                },
-                "padding's largest value": lambda a, b: (
-                    None if a[0].any() else b[0].max()
-                ),
-            },
-        ),
-        (
-            "shift/scale/turn",
-            transform.steps[GEOMETRY],
-            [coordinates()] * len(crops),
-            {
-                c: lambda a, b, n=n: affine(b)[n]
-                for n, c in enumerate(
-                    (
-                        "scale",
-                        "turn, degrees",
-                        "shift x, share of the side",
-                        "shift y",
-                        "border value",
-                    )
-                )
-            },
-        ),
-    ):
-        results = always(step, images)
-        for figure, function in measures.items():
+    for name, step, images, functions in measurements(transform, crops, squares):
+        results = apply(transform, step, images, p=1)
+        for figure, function in functions.items():
             values = [function(a, b) for a, b in zip(images, results)]
             figures[f"{name}: {figure}"] = [
                 float(f"{value:.4g}") for value in values if value is not None
@@ -238,8 +153,76 @@ def measure(transform, crops):
     return figures
 
 
+def changed_shares(transform, crops, squares):
+    """For each random step, whether each image is changed by it (1) or not (0)."""
+    figures = {}
+    for number, name in enumerate(STEP_NAMES):
+        if number in (RESIZE, PAD):
+            continue
+        images = crops if number < PAD else squares
+        results = apply(transform, transform.steps[number], images)
+        changed = [int((a != b).any()) for a, b in zip(images, results)]
+        figures[f"{name}: share changed"] = changed
+    return figures
+
+
+def measurements(transform, crops, squares):
+    """List what to measure of each step.
+
+    Returns: list of (name, step, images, figures); `figures` maps a figure's name to
+    a function of an image before and after the step.
+    """
+    steps, colours = transform.steps, choices(transform.steps[COLOUR])
+    jpeg = {"quality": jpeg_quality, "mean absolute change": mean_change}
+    noises = {
+        "standard deviation": lambda a, b: noise(a, b).std(),
+        "mean": lambda a, b: noise(a, b).mean(),
+        "share of pixels unchanged": lambda a, b: (noise(a, b) == 0).mean(),
+    }
+    blur = {"high frequencies left": high_frequencies_left}
+    smaller, larger = range(1, SIZE), range(SIZE + 1, 9999)
+    resizes = {
+        "share enlarged by cubic, not linear": (
+            lambda a, b: resized_as_first(a, b, 1, smaller)
+        ),
+        "share shrunk by area, not linear": (
+            lambda a, b: resized_as_first(a, b, 2, larger)
+        ),
+    }
+    brightness = {
+        "gain": lambda a, b: gain_and_offset(a, b)[0],
+        "offset": lambda a, b: gain_and_offset(a, b)[1],
+    }
+    pca = {
+        f"shift of {name}": lambda a, b, n=n: channel_shift(a, b, n)
+        for n, name in enumerate(("red", "green", "blue"))
+    }
+    hue = {
+        f"shift of {name}": lambda a, b, n=n: hsv_shift(a, b)[n]
+        for n, name in enumerate(("hue", "saturation", "value"))
+    }
+    hue["padding's largest value"] = padding_maximum
+    geometry = {
+        name: lambda a, b, n=n: affine(b)[n] for n, name in enumerate(AFFINE_NAMES)
+    }
+    grids = [coordinates()] * len(crops)
+    return [
+        ("JPEG", steps[JPEG], crops, jpeg),
+        ("noise", steps[NOISE], crops, noises),
+        ("blur", steps[BLUR], crops, blur),
+        ("resize", steps[RESIZE], crops, resizes),
+        ("brightness/contrast", colours[BRIGHTNESS], squares, brightness),
+        ("PCA", colours[PCA], squares, pca),
+        ("hue", colours[HUE], squares, hue),
+        ("shift/scale/turn", steps[GEOMETRY], grids, geometry),
+    ]
+
+
 def digests(transform, crops):
-    """Transforms without a random part: name → the first eight digits of each result's SHA-256."""
+    """Hash the results of the transforms that are not random.
+
+    Returns: name → the first eight hexadecimal digits of each result's SHA-256.
+    """
     small = [np.ascontiguousarray(crop[:SIZE, :SIZE]) for crop in crops]
     return {
         name: [
@@ -255,7 +238,11 @@ def digests(transform, crops):
 
 
 def apply(transform, step, images, p=None):
-    """What one step gives for each image, image i with seed i; `p` in place of the step's own."""
+    """Apply one step to each image, the first with seed 1, the second with seed 2, ...
+
+    Args:
+        p: probability of the step; its own if not given.
+    """
     before, step.p = step.p, step.p if p is None else p
     results = []
     for number, image in enumerate(images):
@@ -266,20 +253,20 @@ def apply(transform, step, images, p=None):
 
 
 def choices(one_of):
-    """The list of a OneOf's transforms, which 1.0.0 holds a level deeper."""
+    """The transforms of a OneOf; albumentations 1.0.0 nests them one level deeper."""
     return getattr(one_of.transforms, "transforms", one_of.transforms)
 
 
 def colour_shares(transform, squares):
-    """Which of the three colour changes is taken, where one is."""
-    step, taken = transform.steps[COLOUR], []
+    """For each of the three colour transforms, whether it was chosen (1) or not (0)."""
+    step, chosen = transform.steps[COLOUR], []
 
     class Recorder:
         def __init__(self, number, inner):
             self.number, self.inner = number, inner
 
         def __call__(self, *args, **options):
-            taken.append(self.number)
+            chosen.append(self.number)
             return self.inner(*args, **options)
 
         def __getattr__(self, name):
@@ -287,18 +274,21 @@ def colour_shares(transform, squares):
 
     inner = choices(step)
     before = inner[:]
-    inner[:] = [Recorder(*each) for each in enumerate(inner)]
+    inner[:] = [Recorder(*pair) for pair in enumerate(before)]
     apply(transform, step, squares, p=1)
     inner[:] = before
     names = ("brightness/contrast", "PCA", "hue")
     return {
-        f"colour: share of {name}": [int(number == n) for number in taken]
+        f"colour: share of {name}": [int(number == n) for number in chosen]
         for n, name in enumerate(names)
     }
 
 
 def to_square(crop):
-    """(380, 380, 3): what fits of a crop, centred on black. No resize, which depends on OpenCV's version."""
+    """Cut or pad a crop to (380, 380, 3), centred on black.
+
+    It is not resized, because that depends on the version of OpenCV.
+    """
     crop = crop[:SIZE, :SIZE]
     square = np.zeros((SIZE, SIZE, 3), np.uint8)
     top, left = (SIZE - crop.shape[0]) // 2, (SIZE - crop.shape[1]) // 2
@@ -307,7 +297,7 @@ def to_square(crop):
 
 
 def jpeg_quality(before, after):
-    """The quality that gives these very pixels; None where none of 50 to 100 does."""
+    """The quality that gives exactly these pixels; None if none of 50 to 100 does."""
     for quality in range(100, 49, -1):
         data = cv2.imencode(".jpg", before, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         if (cv2.imdecode(data, cv2.IMREAD_COLOR) == after).all():
@@ -316,17 +306,18 @@ def jpeg_quality(before, after):
 
 
 def mean_change(before, after):
+    """Mean absolute difference in grey levels."""
     return np.abs(after.astype(int) - before).mean()
 
 
 def noise(before, after):
-    """The change of values far enough from 0 and 255 not to be clipped."""
+    """Differences of the values too far from 0 and 255 to be clipped."""
     middle = (before >= 30) & (before <= 225)
     return after[middle].astype(int) - before[middle]
 
 
 def high_frequencies_left(before, after):
-    """Energy of the second differences, after by before."""
+    """Energy of the second differences after the step, divided by that before it."""
 
     def energy(image):
         values = image.astype(float)
@@ -335,20 +326,25 @@ def high_frequencies_left(before, after):
     return energy(after) / energy(before)
 
 
-def resized_as_first(before, after, other, longest):
-    """Whether a crop whose longest side is in the range was resized as RESIZES[0] does rather than RESIZES[other]."""
-    if max(before.shape[:2]) not in longest:
+def resized_as_first(before, after, other, sides):
+    """Whether a crop was resized more like RESIZES[0] than like RESIZES[other].
+
+    Returns: 1 or 0; None if the longer side of the crop is not in `sides`.
+    """
+    if max(before.shape[:2]) not in sides:
         return None
-    apart = [
+    first, second = (
         np.abs(resize(before, SIZE, *RESIZES[n]).astype(int) - after).mean()
         for n in (0, other)
-    ]
-    return int(apart[0] < apart[1])
+    )
+    return int(first < second)
 
 
-def inside(square):
-    """Where a square is neither padding nor near 0 or 255."""
-    return (square.min(axis=2) >= 40) & (square.max(axis=2) <= 215)
+def channel_shift(before, after, channel):
+    """Median shift of a channel where a square is neither padding nor near 0 or 255."""
+    inside = (before.min(axis=2) >= 40) & (before.max(axis=2) <= 215)
+    shift = after[..., channel].astype(int)[inside] - before[..., channel][inside]
+    return np.median(shift)
 
 
 def gain_and_offset(before, after):
@@ -360,75 +356,101 @@ def gain_and_offset(before, after):
 
 
 def hsv_shift(before, after):
-    """Median shift of hue (in half degrees), saturation and value where all three can be told."""
+    """Median shift of hue (in half degrees), saturation and value.
+
+    Only pixels are counted whose saturation and value are not clipped; three times
+    None if there are fewer than 500.
+    """
     one, two = (
         cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int) for image in (before, after)
     )
-    told = (one[..., 1:] > 60).all(axis=2) & (one[..., 1:] < 195).all(axis=2)
-    if told.sum() < 500:
+    valid = (one[..., 1:] > 60).all(axis=2) & (one[..., 1:] < 195).all(axis=2)
+    if valid.sum() < 500:
         return None, None, None
-    apart = two[told] - one[told]
-    apart[:, 0] = (apart[:, 0] + 90) % 180 - 90
-    return np.median(apart, axis=0)
+    shift = two[valid] - one[valid]
+    shift[:, 0] = (shift[:, 0] + 90) % 180 - 90
+    return np.median(shift, axis=0)
+
+
+def padding_maximum(before, after):
+    """The largest value of the first row after the step; None if it is not padding."""
+    return None if before[0].any() else after[0].max()
 
 
 def coordinates():
-    """An image whose red is half of x, whose green is half of y, and whose blue says that this is the image."""
+    """An image of its own coordinates: red x // 2, green y // 2, blue 255."""
     y, x = np.mgrid[:SIZE, :SIZE]
     return np.stack([x // 2, y // 2, np.full_like(x, 255)], axis=2).astype(np.uint8)
 
 
+AFFINE_NAMES = (
+    "scale",
+    "turn, degrees",
+    "shift x, share of the side",
+    "shift y",
+    "border value",
+)
+
+
 def affine(after):
-    """Scale, turn in degrees, shifts as shares of the side, and the border's largest value, read from `coordinates`."""
+    """Recover the affine map from a transformed image of `coordinates`.
+
+    Returns: the values of AFFINE_NAMES; shifts as shares of the side; the border's
+    largest value, None without a border.
+    """
     y, x = np.nonzero(
         (after[..., 2] == 255) & (np.add(*np.mgrid[:SIZE, :SIZE]) % 5 == 0)
     )
     source = after[y, x, :2] * 2.0 + 0.5
     target = np.stack([x, y, np.ones_like(x)], axis=1)
-    matrix = np.linalg.lstsq(target, source, rcond=None)[
-        0
-    ].T  # (2, 3): from the result's pixels to the image's
+    # (2, 3), from pixels of the result to pixels of the source
+    matrix = np.linalg.lstsq(target, source, rcond=None)[0].T
     centre = np.array([SIZE / 2, SIZE / 2])
     shift = (np.linalg.solve(matrix[:, :2], centre - matrix[:, 2]) - centre) / SIZE
     scale = 1 / math.sqrt(np.linalg.det(matrix[:, :2]))
+    angle = math.degrees(math.atan2(matrix[0, 1], matrix[0, 0]))
     border = after[after[..., 2] == 0]
-    return (
-        scale,
-        math.degrees(math.atan2(matrix[0, 1], matrix[0, 0])),
-        *shift,
-        border.max() if len(border) else None,
-    )
+    return scale, angle, *shift, border.max() if len(border) else None
 
 
 def compare(name, theirs, ours):
-    """A row of the table, and whether the figures agree."""
+    """Compare one figure. Returns a row of the table, and whether the figures agree."""
+    one, two = np.asarray(theirs, float), np.asarray(ours, float)
+    texts = [f"{x.mean():.3f} ± {x.std() / math.sqrt(len(x)):.3f}" for x in (one, two)]
+    if "share" in name.split(":")[1] and set(one) | set(two) <= {0, 1}:
+        p = share_p_value(one, two)
+    else:
+        p = distribution_p_value(one, two)
+        ranges = [f"({x.min():.3g} … {x.max():.3g})" for x in (one, two)]
+        texts = [" ".join(pair) for pair in zip(texts, ranges)]
+    return f"| {name} | {texts[0]} | {texts[1]} | {p:.3f} |", p >= MIN_P_VALUE
+
+
+def share_p_value(one, two):
+    """Two-sided p-value of a z-test of two proportions; the samples hold 0 and 1."""
     from scipy import stats
 
-    one, two = np.asarray(theirs, float), np.asarray(ours, float)
-    if "share" in name.split(":")[1] and set(one) | set(two) <= {0, 1}:
-        pooled = np.concatenate([one, two]).mean()
-        error = math.sqrt(pooled * (1 - pooled) * (1 / len(one) + 1 / len(two)))
-        p = (
-            1.0
-            if error == 0
-            else 2 * stats.norm.sf(abs(one.mean() - two.mean()) / error)
-        )
-        texts = [
-            f"{x.mean():.3f} ± {x.std() / math.sqrt(len(x)):.3f}" for x in (one, two)
-        ]
-    else:
-        # Kolmogorov-Smirnov hardly shared_path the ends of a range. Of two like samples, the k largest all come from one of them,
-        # this or that, with probability 2 * 0.5^k, and so do the k smallest.
-        beyond = max(
-            (a > b.max()).sum()
-            for a, b in ((one, two), (two, one), (-one, -two), (-two, -one))
-        )
-        p = min(stats.ks_2samp(one, two).pvalue, 4 * 0.5**beyond)
-        texts = [
-            f"{x.mean():.3f} ± {x.std() / math.sqrt(len(x)):.3f} ({x.min():.3g} … {x.max():.3g})"
-            for x in (one, two)
-        ]
-    return f"| {name} | {texts[0]} | {texts[1]} | {p:.3f} |", p >= LEAST_P
+    pooled = np.concatenate([one, two]).mean()
+    error = math.sqrt(pooled * (1 - pooled) * (1 / len(one) + 1 / len(two)))
+    if error == 0:
+        return 1.0
+    return 2 * stats.norm.sf(abs(one.mean() - two.mean()) / error)
+
+
+def distribution_p_value(one, two):
+    """The smaller p-value of a Kolmogorov-Smirnov test and a test of the extremes.
+
+    The former is insensitive to the ends of a range. If both samples have the same
+    distribution, the k largest values all come from one of the two samples with
+    probability 2 * 0.5^k, and likewise the k smallest.
+    """
+    from scipy import stats
+
+    beyond = max(
+        (a > b.max()).sum()
+        for a, b in ((one, two), (two, one), (-one, -two), (-two, -one))
+    )
+    return min(stats.ks_2samp(one, two).pvalue, 4 * 0.5**beyond)
 
 
 def main():
@@ -438,30 +460,29 @@ def main():
     parser.add_argument(
         "--crops",
         type=Path,
-        help="folder of PNG crops, such as DATA/crops; a portrait's cuts if not given",
+        help="folder of PNG crops, such as DATA/crops; default: cuts of a portrait",
     )
     parser.add_argument(
         "--count", type=int, default=2000, help="crops to measure on (default: 2000)"
     )
-    parser.add_argument("--output", type=Path, required=True, help="the JSON to write")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument(
-        "--against", type=Path, help="the JSON of the other version, to compare with"
+        "--against", type=Path, help="JSON file of the other version, to compare with"
     )
     options = parser.parse_args()
     import albumentations
 
     warnings.filterwarnings("ignore")
     if albumentations.__version__ == "1.0.0":
-        transform = Transform2020(SIZE)
+        transform = WinnerTransform(SIZE)
     else:
         from training.augment import TrainingTransform
 
         transform = TrainingTransform(SIZE)
-    crops = (
-        folder_crops(options.crops, options.count)
-        if options.crops
-        else portrait_crops(options.count)
-    )
+    if options.crops:
+        crops = folder_crops(options.crops, options.count)
+    else:
+        crops = portrait_crops(options.count)
     result = {
         "albumentations": albumentations.__version__,
         "numpy": np.__version__,
@@ -474,19 +495,26 @@ def main():
     if not options.against:
         return 0
     other = json.loads(options.against.read_text())
-    print(
-        f"| figure | albumentations {other['albumentations']} | ours ({result['albumentations']}) | p |\n|---|---|---|---|"
-    )
-    apart = []
+    differing = print_comparison(other, result)
+    names = ", ".join(differing) or "none"
+    print(f"\n{len(crops)} crops; differing (p < {MIN_P_VALUE}): {names}")
+    return bool(differing)
+
+
+def print_comparison(other, result):
+    """Print the table of both versions. Returns the names of the differing figures."""
+    versions = (other["albumentations"], result["albumentations"])
+    print("| figure | albumentations {} | ours ({}) | p |".format(*versions))
+    print("|---|---|---|---|")
+    differing = []
     for name, theirs in other["figures"].items():
         row, agrees = compare(name, theirs, result["figures"][name])
-        apart += [] if agrees else [name]
+        differing += [] if agrees else [name]
         print(row)
     for name, theirs in other["digests"].items():
         same = sum(one == two for one, two in zip(theirs, result["digests"][name]))
         print(f"| {name}: crops equal byte for byte | | {same} of {len(theirs)} | |")
-    print(f"\n{len(crops)} crops; apart (p < {LEAST_P}): {', '.join(apart) or 'none'}")
-    return bool(apart)
+    return differing
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What it costs to hand work out: items that do nothing, in this process, in worker processes, on Ray.
+"""Measure the overhead of the executors: in-process, worker processes, Ray.
 
     python -m benchmarks.executors [--items 2000] [--ray-address HOST:PORT]
 
-The first item waits for the start of the workers, all others only for each other. Ray on this machine alone if no address
-is given; without Ray its row is left out.
+Each item does nothing. The time to the first item includes the start of the workers.
+Without an address, Ray is started on this machine; without Ray its row is left out.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ def nothing(item: int) -> int:
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--items", type=positive_int, default=2000, help="items of work"
+        "--items", type=positive_int, default=2000, help="number of items"
     )
     parser.add_argument(
         "--workers",
@@ -31,20 +31,20 @@ def main(argv=None):
         default=os.cpu_count(),
         help="worker processes or actors",
     )
-    parser.add_argument("--ray-address", help="of a cluster")
+    parser.add_argument("--ray-address", help="address of a Ray cluster")
     options = parser.parse_args(argv)
-    places = {
+    executors = {
         "this process": ExecutorOptions(0),
         "worker processes": ExecutorOptions(options.workers),
     }
     if importlib.util.find_spec("ray"):
-        places["Ray"] = ExecutorOptions(
+        executors["Ray"] = ExecutorOptions(
             options.workers, executor="ray", address=options.ray_address
         )
     rows = []
-    for name, where in places.items():
-        begin = time.perf_counter()
-        outcomes = map_items(nothing, range(options.items), where, name)
+    for name, executor in executors.items():
+        start = time.perf_counter()
+        outcomes = map_items(nothing, range(options.items), executor, name)
         next(outcomes)
         first = time.perf_counter()
         assert sum(1 for _ in outcomes) == options.items - 1
@@ -52,7 +52,7 @@ def main(argv=None):
         rows.append(
             {
                 "where": name,
-                "seconds to the first": round(first - begin, 2),
+                "seconds to the first": round(first - start, 2),
                 "ms an item": round(1000 * each, 3),
             }
         )

@@ -1,8 +1,9 @@
-"""How the cost of predicting grows with the number of videos and of worker processes; start-up apart.
+"""Measure how the time of prediction grows with the number of videos and of workers.
 
     python -m benchmarks.growth [--video FILE] [--videos 1 2 4 8] [--workers 0 2]
 
-Start-up is what a run over one file that is no video takes: imports and loading the networks. The videos are links to one.
+Start-up is measured separately, as a run over one file that is not a video: imports and
+loading the networks. The videos are symbolic links to one file.
 """
 
 import sys
@@ -10,81 +11,88 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measure import made_checkpoints, made_video, run_module, timed
+from benchmarks.measure import make_checkpoints, make_video, run_module, timed
 from runtime.cli import make_parser, non_negative_int, positive_int
 from runtime.results import print_results
+
+
+def predict_seconds(videos: Path, workers: int, model: Path, device: str) -> float:
+    """Seconds of a prediction of all videos of a folder, start-up included."""
+    folder = model.parent
+    arguments = (
+        f"--test-dir={videos}",
+        f"--output={folder / 's.csv'}",
+        f"--weights-dir={folder}",
+        f"--models={model.name}",
+        f"--workers={workers}",
+        f"--device={device}",
+    )
+    return timed(partial(run_module, "inference.predict", *arguments))
+
+
+def link_videos(folder: Path, video: Path, count: int) -> Path:
+    """Make a folder with `count` symbolic links to a video."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.mp4").symlink_to(video)
+    return folder
 
 
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--video", type=Path, help="a made 1080p clip of 10 seconds if not given"
+        "--video", type=Path, help="default: a synthetic 1080p clip of 10 seconds"
     )
     parser.add_argument(
-        "--videos", type=positive_int, nargs="+", default=[1, 2, 4, 8], help="how many"
+        "--videos",
+        type=positive_int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="numbers of videos",
     )
     parser.add_argument(
         "--workers",
         type=non_negative_int,
         nargs="+",
         default=[0, 2],
-        help="how many; 0: in one process",
+        help="numbers of worker processes; 0: in one process",
     )
     parser.add_argument(
-        "--encoder", default="tf_efficientnet_b0", help="of the one untrained network"
+        "--encoder",
+        default="tf_efficientnet_b0",
+        help="encoder of the one untrained network",
     )
     parser.add_argument(
-        "--size", type=positive_int, default=224, help="its input, pixels a side"
+        "--size",
+        type=positive_int,
+        default=224,
+        help="input size of the network, pixels a side",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video = (options.video or made_video(folder / "made.mp4")).resolve()
-        model = made_checkpoints(folder, [options.encoder], options.size)[0]
-
-        def seconds(videos: Path, workers: int) -> float:
-            return timed(
-                partial(
-                    run_module,
-                    "inference.predict",
-                    "--test-dir",
-                    videos,
-                    "--output",
-                    folder / "s.csv",
-                    "--weights-dir",
-                    folder,
-                    "--models",
-                    model.name,
-                    "--workers",
-                    workers,
-                    "--device",
-                    options.device,
-                )
-            )
-
+        video = (options.video or make_video(folder / "made.mp4")).resolve()
+        model = make_checkpoints(folder, [options.encoder], options.size)[0]
+        seconds = partial(predict_seconds, model=model, device=options.device)
         broken = folder / "broken"
         broken.mkdir()
         (broken / "no.mp4").write_text("no video")
-        seconds(broken, 0)
+        seconds(broken, 0)  # warm-up
         start_up = seconds(broken, 0)
         rows = []
         for workers in options.workers:
             for count in options.videos:
-                videos = folder / f"{workers}_{count}"
-                videos.mkdir()
-                for number in range(count):
-                    (videos / f"{number}.mp4").symlink_to(video)
-                taken = seconds(videos, workers)
+                videos = link_videos(folder / f"{workers}_{count}", video, count)
+                elapsed = seconds(videos, workers)
+                each = (elapsed - start_up) / count
                 rows.append(
                     {
                         "workers": workers,
                         "videos": count,
-                        "seconds": round(taken, 1),
-                        "seconds a video after start-up": round(
-                            (taken - start_up) / count, 2
-                        ),
-                        "videos a second, all in": round(count / taken, 3),
+                        "seconds": round(elapsed, 1),
+                        "seconds a video after start-up": round(each, 2),
+                        "videos a second, all in": round(count / elapsed, 3),
                     }
                 )
     print_results(

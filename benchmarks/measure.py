@@ -1,7 +1,9 @@
-"""What the speed benchmarks share: two ways side by side, a table, one JSON line, a made video.
+"""Helpers of the speed benchmarks: timing, memory, synthetic videos and checkpoints.
 
-A stage's ways run in a process each, started by spawn, once to warm up and then in turn, so that a machine whose speed drifts
-slows all of them; whole programs run once, one after the other. Quote the ratios; seconds are those of this machine on this day.
+The variants of a stage run alternately, each in a spawned process of its own, after one
+warm-up run: if the speed of the machine drifts, all variants are affected alike. Whole
+programs run once, one after the other. Quote the ratios; the seconds depend on the
+machine and the day.
 """
 
 import subprocess
@@ -17,77 +19,82 @@ from statistics import median
 
 
 def side_by_side(
-    ways: dict[str, Callable[[], object]], rounds: int, threads: int | None = None
+    variants: dict[str, Callable[[], object]], rounds: int, threads: int | None = None
 ) -> dict[str, float]:
-    """Median seconds of each way. A way is a module's function, or a `functools.partial` of one.
+    """Time several variants alternately.
 
     Args:
-        rounds: how often each is timed, after one run to warm up.
-        threads: of OpenCV and PyTorch in each process; as they come if not given.
+        variants: name → function of a module, or a `functools.partial` of one.
+        rounds: timed runs of each, after one warm-up run.
+        threads: of OpenCV and PyTorch in each process; their defaults if not given.
+
+    Returns:
+        Median seconds of each variant.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     with ExitStack() as stack:
-        pools = {
-            name: stack.enter_context(
-                ProcessPoolExecutor(
-                    1,
-                    get_context("spawn"),
-                    initializer=_set_threads,
-                    initargs=(threads,),
-                )
+        pools = {}
+        for name in variants:
+            pool = ProcessPoolExecutor(
+                1, get_context("spawn"), initializer=_set_threads, initargs=(threads,)
             )
-            for name in ways
-        }
+            pools[name] = stack.enter_context(pool)
         for number in range(rounds + 1):
-            for name, way in ways.items():
-                taken = pools[name].submit(timed, way).result()
+            for name, variant in variants.items():
+                elapsed = pools[name].submit(timed, variant).result()
                 if number:
-                    seconds[name].append(taken)
+                    seconds[name].append(elapsed)
     return {name: median(each) for name, each in seconds.items()}
 
 
-def one_after_the_other(ways: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of each way, run once in this process: for whole programs, whose start-up counts."""
-    return {name: timed(way) for name, way in ways.items()}
+def time_once(variants: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of each variant, run once in this process.
+
+    For whole programs, whose start-up counts.
+    """
+    return {name: timed(variant) for name, variant in variants.items()}
 
 
-def timed(way: Callable[[], object]) -> float:
+def timed(function: Callable[[], object]) -> float:
     """Seconds that a call takes."""
     start = time.perf_counter()
-    way()
+    function()
     return time.perf_counter() - start
 
 
-def in_a_new_process(work) -> tuple[object, float, float]:
-    """What it returns, its seconds, and how many MiB it added to the process at most."""
+def measure_in_new_process(task) -> tuple[object, float, float]:
+    """Run a task in a spawned process.
+
+    Returns:
+        The task's result, its seconds, and the peak memory in MiB that it added.
+    """
     context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_measure, args=(work, theirs))
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_measure, args=(task, sender))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        return ours.recv()
+        return receiver.recv()
     finally:
         process.join()
 
 
-def _measure(work, pipe) -> None:
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # the peak begins anew, without that of the imports
-    before, start = _status("VmRSS"), time.perf_counter()
-    result = work()
-    pipe.send((result, time.perf_counter() - start, _status("VmHWM") - before))
+def _measure(task, sender) -> None:
+    # reset the peak, which includes that of the imports
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = _memory("VmRSS"), time.perf_counter()
+    result = task()
+    sender.send((result, time.perf_counter() - start, _memory("VmHWM") - before))
 
 
-def _status(key: str) -> float:
-    """A line of this process's status, in MiB."""
+def _memory(key: str) -> float:
+    """A line of /proc/self/status, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
 
 
 def ratio_rows(seconds: dict[str, float], plain: str) -> list[dict]:
-    """One row for each way, with its seconds and how many times faster than `plain` it is."""
+    """One row for each variant: its seconds, and its speed-up over `plain`."""
     return [
         {
             "way": name,
@@ -99,21 +106,27 @@ def ratio_rows(seconds: dict[str, float], plain: str) -> list[dict]:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the GPU, if it is one, has finished."""
+    """Wait until the device has finished, if it is a GPU."""
     if device.startswith("cuda"):
         import torch
 
         torch.cuda.synchronize()
 
 
-def made_video(
+def make_video(
     path: Path,
     width: int = 1920,
     height: int = 1080,
     seconds: float = 10,
     fake: bool = False,
 ) -> Path:
-    """Write a clip of a public-domain portrait that moves before noise, in H.264 as DFDC's are; `fake` blurs the face."""
+    """Write a clip of a public-domain portrait that moves in front of noise.
+
+    H.264, as DFDC's videos.
+
+    Args:
+        fake: blur the portrait.
+    """
     import av
     import cv2
     import numpy as np
@@ -136,10 +149,8 @@ def made_video(
             frame = np.ascontiguousarray(
                 noise[:height, number % 400 : number % 400 + width]
             )
-            left, top = (
-                (width - side) * (number % 200) // 200,
-                (height - side) * (number % 90) // 90,
-            )
+            left = (width - side) * (number % 200) // 200
+            top = (height - side) * (number % 90) // 90
             frame[top : top + side, left : left + side] = portrait
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts, picture.time_base = number, Fraction(1, 30)
@@ -148,8 +159,11 @@ def made_video(
     return path
 
 
-def made_checkpoints(folder: Path, encoders: Sequence[str], size: int) -> list[Path]:
-    """Write untrained networks, which cost what trained ones do; their answers are spread over 0..1."""
+def make_checkpoints(folder: Path, encoders: Sequence[str], size: int) -> list[Path]:
+    """Write checkpoints of untrained networks, which cost as much as trained ones.
+
+    The last layer is scaled up, so that the probabilities spread over 0..1.
+    """
     import torch
 
     from training.checkpoint import save_checkpoint
@@ -174,17 +188,17 @@ def made_checkpoints(folder: Path, encoders: Sequence[str], size: int) -> list[P
 
 
 def run_module(module: str, *arguments: object) -> None:
-    """`python -m MODULE ARGUMENTS` from the project's folder, without its output."""
+    """Run `python -m MODULE ARGUMENTS` in the project's folder, without its output."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         check=False,
         text=True,
     )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
 
 
 def _set_threads(threads: int | None) -> None:

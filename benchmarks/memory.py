@@ -1,8 +1,9 @@
-"""Peak memory of predicting one video, as the operating system counts it: a minute of 4K against 10 seconds of 1080p.
+"""Measure the peak memory of prediction: a minute of 4K against 10 seconds of 1080p.
 
     python -m benchmarks.memory
 
-The aim: no more than twice as much. Each prediction is a program of its own, with one small network.
+The peak resident set size that the operating system reports. The goal is a ratio of at
+most 2. Each prediction is a separate program, with one small network.
 """
 
 import resource
@@ -13,19 +14,22 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.measure import made_checkpoints, made_video, run_module
+from benchmarks.measure import make_checkpoints, make_video, run_module
 from runtime.cli import make_parser, positive_int
 from runtime.results import print_results
 
 
-def peak(work) -> float:
-    """MiB that the largest program started by `work` held, in a process that starts no other."""
+def peak(task) -> float:
+    """Peak memory in MiB of the largest program that a task starts.
+
+    The task runs in a process of its own, which starts nothing else.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_peak, work).result()
+        return pool.submit(_peak, task).result()
 
 
-def _peak(work):
-    work()
+def _peak(task):
+    task()
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
@@ -42,35 +46,29 @@ def main(argv=None):
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = made_checkpoints(folder, ["tf_efficientnet_b0"], 224)[0]
+        model = make_checkpoints(folder, ["tf_efficientnet_b0"], 224)[0]
         for clip, (width, height, seconds) in clips.items():
-            path = made_video(folder / f"{clip}.mp4", width, height, seconds)
-            work = partial(
-                run_module,
-                "inference.predict",
-                "--test-dir",
-                path,
-                "--output",
-                folder / "s.csv",
-                "--weights-dir",
-                folder,
-                "--models",
-                model.name,
-                "--workers",
-                0,
-                "--device",
-                "cpu",
+            path = make_video(folder / f"{clip}.mp4", width, height, seconds)
+            arguments = (
+                f"--test-dir={path}",
+                f"--output={folder / 's.csv'}",
+                f"--weights-dir={folder}",
+                f"--models={model.name}",
+                "--workers=0",
+                "--device=cpu",
             )
+            predict = partial(run_module, "inference.predict", *arguments)
             rows.append(
                 {
                     "clip": f"{clip}, {seconds} s",
                     "file in MiB": round(path.stat().st_size / 2**20, 1),
-                    "peak memory in MiB": round(peak(work)),
+                    "peak memory in MiB": round(peak(predict)),
                 }
             )
         start_up = round(peak(partial(run_module, "inference.predict", "--help")))
-    one, other = (row["peak memory in MiB"] for row in rows)
-    print_results("memory", rows, ratio=round(other / one, 2), start_up_in_MiB=start_up)
+    small, large = (row["peak memory in MiB"] for row in rows)
+    ratio = round(large / small, 2)
+    print_results("memory", rows, ratio=ratio, start_up_in_MiB=start_up)
     return 0
 
 

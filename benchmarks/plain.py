@@ -1,11 +1,15 @@
-"""The plain schedule: the winner's order of work, written as plainly as can be, for the benchmarks to compare with.
+"""The plain schedule: the winner's order of work, as the baseline of the benchmarks.
 
-    python -m benchmarks.plain STEP --root-dir DATA       one preprocessing step, 1 to 5, as a program of its own
-    python -m benchmarks.plain predict --test-dir VIDEOS --models CHECKPOINT … --output FILE
+    python -m benchmarks.plain STEP --root-dir DATA     one preprocessing step, 1 to 5
+    python -m benchmarks.plain predict --test-dir VIDEOS --models CHECKPOINT …
+        --output FILE
 
-Every frame of an original is decoded and searched, 32 a detector call; at inference one frame a call, one video at a time,
-each network alone in NCHW. The answers are those of the project, from its own geometry and rules; only the order of work and
-the libraries differ: OpenCV reads the videos, facenet-pytorch finds the faces, nothing is kept between steps.
+Method: every frame of an original is decoded and searched for faces, 32 frames a
+        detector call; at inference one frame a call, one video at a time, one network
+        after the other in NCHW. The results are those of the project, because crop
+        geometry and rules are the project's own. Only the order of work and the
+        libraries differ: OpenCV reads the videos, facenet-pytorch detects the faces,
+        nothing is cached between steps.
 """
 
 import argparse
@@ -32,17 +36,19 @@ from runtime.files import write_csv
 
 @cache
 def detector(thresholds, device="cpu"):
-    """facenet-pytorch's MTCNN as it is."""
+    """facenet-pytorch's MTCNN, unmodified."""
     from facenet_pytorch import MTCNN
 
     return MTCNN(margin=0, thresholds=list(thresholds), device=device)
 
 
 def read(path, numbers=None):
-    """The wanted frames (all if not given), (H, W, 3) uint8 RGB, through OpenCV."""
-    capture = cv2.VideoCapture(
-        str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, cv2.getNumThreads()]
-    )
+    """Read frames with OpenCV, (H, W, 3) uint8 RGB; all frames if no numbers are given.
+
+    The numbers are sorted.
+    """
+    threads = [cv2.CAP_PROP_N_THREADS, cv2.getNumThreads()]
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, threads)
     frames, number = [], 0
     while (numbers is None or number <= numbers[-1]) and capture.grab():
         if numbers is None or number in numbers:
@@ -52,9 +58,9 @@ def read(path, numbers=None):
 
 
 def detect(frames, thresholds, device="cpu"):
-    """Boxes (K, 4) of each half-resolution frame, one frame a call."""
-    boxes = [detector(thresholds, device).detect(frame)[0] for frame in frames]
-    return [[] if found is None else np.asarray(found, np.float32) for found in boxes]
+    """Bounding boxes (K, 4) xyxy of each half-resolution frame, one frame a call."""
+    results = [detector(thresholds, device).detect(frame)[0] for frame in frames]
+    return [[] if boxes is None else np.asarray(boxes, np.float32) for boxes in results]
 
 
 def detect_faces(root):
@@ -62,13 +68,12 @@ def detect_faces(root):
     for video in dfdc.read_dataset(root).reals:
         frames, boxes = [half_size(frame) for frame in read(video.path)], {}
         for start in range(0, len(frames), 32):
-            found = detector(TRAINING_THRESHOLDS).detect(
-                np.stack(frames[start : start + 32])
-            )[0]
+            batch = np.stack(frames[start : start + 32])
+            found = detector(TRAINING_THRESHOLDS).detect(batch)[0]
             for number, each in enumerate(found, start):
-                boxes[number] = (
-                    None if each is None else np.asarray(each, np.float32).tolist()
-                )
+                if each is not None:
+                    each = np.asarray(each, np.float32).tolist()
+                boxes[number] = each
         layout.boxes_path(root, video.name).write_text(json.dumps(boxes))
 
 
@@ -102,10 +107,8 @@ def _extract_landmarks(root, video):
         image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
         points = detector(LANDMARK_THRESHOLDS).detect(image, landmarks=True)[2]
         if points is not None:
-            np.save(
-                folder / f"{path.stem}.npy",
-                np.around(np.asarray(points[0], np.float32)).astype(np.int16),
-            )
+            rounded = np.around(np.asarray(points[0], np.float32)).astype(np.int16)
+            np.save(folder / f"{path.stem}.npy", rounded)
 
 
 def make_diffs(root):
@@ -119,37 +122,23 @@ def _make_diffs(root, video):
     folder = layout.diffs_dir(root, video.name)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(layout.crops_dir(root, video.name).glob("*.png")):
-        fake, real = (
-            cv2.imread(str(path)),
-            cv2.imread(str(layout.crops_dir(root, video.original) / path.name)),
-        )
-        likeness = structural_similarity(real, fake, channel_axis=2, full=True)[1]
-        mask = ((1 - likeness) * 255).astype(np.int64).astype(np.uint8)
-        cv2.imwrite(
-            str(folder / f"{path.stem}_diff.png"),
-            cv2.cvtColor(mask, cv2.COLOR_BGR2GRAY),
-        )
+        fake = cv2.imread(str(path))
+        real = cv2.imread(str(layout.crops_dir(root, video.original) / path.name))
+        similarity = structural_similarity(real, fake, channel_axis=2, full=True)[1]
+        mask = ((1 - similarity) * 255).astype(np.int64).astype(np.uint8)
+        grey = cv2.cvtColor(mask, cv2.COLOR_BGR2GRAY)
+        cv2.imwrite(str(folder / f"{path.stem}_diff.png"), grey)
 
 
 def make_folds(root):
     rows = []
     for video in dfdc.read_dataset(root).videos:
+        label, fold = int(video.is_fake), video.part // 3
         for path in sorted(layout.crops_dir(root, video.name).glob("*.png")):
-            rows.append(
-                [
-                    video.name,
-                    path.name,
-                    int(video.is_fake),
-                    video.original,
-                    path.stem.split("_")[0],
-                    video.part // 3,
-                ]
-            )
-    write_csv(
-        layout.folds_path(root),
-        ["video", "file", "label", "original", "frame", "fold"],
-        rows,
-    )
+            frame = path.stem.split("_")[0]
+            rows.append([video.name, path.name, label, video.original, frame, fold])
+    header = ["video", "file", "label", "original", "frame", "fold"]
+    write_csv(layout.folds_path(root), header, rows)
 
 
 STEPS = {
@@ -163,7 +152,7 @@ STEPS = {
 
 @cache
 def networks(paths, device):
-    """Each checkpoint's network in NCHW, float16 on a GPU, and its settings."""
+    """Load each checkpoint: the network in NCHW (float16 on a GPU), the settings."""
     import torch
 
     from training.checkpoint import load_classifier
@@ -174,7 +163,7 @@ def networks(paths, device):
 
 
 def predict_video(path, models, device="cpu"):
-    """One video's label."""
+    """The label of one video."""
     import torch
 
     from inference.extraction import frame_numbers
@@ -190,12 +179,10 @@ def predict_video(path, models, device="cpu"):
     probabilities = []
     with torch.inference_mode():
         for model, settings in networks(models, device):
-            images = torch.from_numpy(
-                np.stack([plain_transform(crop, settings.size) for crop in crops])
-            ).to(device)
-            inputs = (
-                Normalize(settings.mean, settings.std).to(device)(images).contiguous()
-            )
+            batch = np.stack([plain_transform(crop, settings.size) for crop in crops])
+            images = torch.from_numpy(batch).to(device)
+            normalize = Normalize(settings.mean, settings.std).to(device)
+            inputs = normalize(images).contiguous()
             logits = model(inputs.to(next(model.parameters()).dtype))
             probabilities.append(torch.sigmoid(logits).float().cpu().numpy())
     return ensemble_label(probabilities, "winner")
@@ -214,12 +201,13 @@ def main():
     options = parser.parse_args()
     if options.work in STEPS:
         STEPS[options.work](options.root_dir)
-    else:
-        labels = [
-            [path.name, predict_video(path, tuple(options.models), options.device)]
-            for path in sorted(options.test_dir.glob("*.mp4"))
-        ]
-        write_csv(options.output, ["filename", "label"], labels)
+        return 0
+    models = tuple(options.models)
+    labels = [
+        [path.name, predict_video(path, models, options.device)]
+        for path in sorted(options.test_dir.glob("*.mp4"))
+    ]
+    write_csv(options.output, ["filename", "label"], labels)
     return 0
 
 

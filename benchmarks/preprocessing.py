@@ -1,9 +1,13 @@
-"""Steps 1 to 5 on a DFDC folder, as programs, start-up included.
+"""Time preprocessing steps 1 to 5 on a DFDC folder, as programs, start-up included.
 
     python -m benchmarks.preprocessing [--root-dir DATA]
 
-plain: five programs, one for each step, which search every frame of the originals; limit: decoding each video once, in as many
-processes as ours. The folder is copied for each; also counts how many crops are alike byte for byte.
+Variants: plain  five programs, one for each step, that search every frame of the
+                 originals
+          ours   python -m preprocessing
+          limit  decoding each video once, in as many processes as ours
+The folder is copied for each variant. Also counts the crops that are equal byte for
+byte.
 """
 
 import filecmp
@@ -18,22 +22,22 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks import plain
-from benchmarks.measure import made_video, one_after_the_other, ratio_rows, run_module
+from benchmarks.measure import make_video, ratio_rows, run_module, time_once
 from preprocessing.dfdc import read_dataset
 from preprocessing.video import decode, open_video
 from runtime.cli import make_parser, positive_int
 from runtime.results import print_results
 
 
-def made_dataset(root: Path) -> Path:
-    """Three originals of 10 seconds and a fake of each."""
+def make_dataset(root: Path) -> Path:
+    """Write three original videos of 10 seconds, and a fake of each."""
     folder = root / "dfdc_train_part_0"
     folder.mkdir(parents=True)
     entries = {}
     for number, (width, height) in enumerate([(1920, 1080), (1280, 720), (640, 480)]):
         real, fake = f"real{number}.mp4", f"fake{number}.mp4"
-        made_video(folder / real, width, height)
-        made_video(folder / fake, width, height, fake=True)
+        make_video(folder / real, width, height)
+        make_video(folder / fake, width, height, fake=True)
         entries |= {real: {"label": "REAL"}, fake: {"label": "FAKE", "original": real}}
     (folder / "metadata.json").write_text(json.dumps(entries))
     return root
@@ -65,45 +69,48 @@ def main(argv=None):
     parser.add_argument(
         "--root-dir",
         type=Path,
-        help="a DFDC folder; a made one of six videos if not given",
+        help="a DFDC folder; default: a synthetic one of six videos",
     )
     parser.add_argument(
         "--workers",
         type=positive_int,
         default=os.cpu_count(),
-        help="processes of ours and of the limit",
+        help="worker processes of ours and of the limit",
     )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        source = options.root_dir or made_dataset(Path(folder) / "made")
+        source = options.root_dir or make_dataset(Path(folder) / "made")
         roots = {name: Path(folder) / name for name in ("plain", "ours")}
         for root in roots.values():
             for part in source.glob("dfdc_train_part_*"):
                 shutil.copytree(part, root / part.name, copy_function=shutil.copyfile)
-        ways = {
+        variants = {
             "plain": partial(run_plain, roots["plain"]),
             "ours": partial(run_ours, roots["ours"], options.workers),
             "limit: decode each video": partial(decode_all, source, options.workers),
         }
-        seconds = one_after_the_other(ways)
-        crops = [
-            path.relative_to(roots["plain"])
-            for path in (roots["plain"] / "crops").rglob("*.png")
-        ]
-        alike = sum(
-            filecmp.cmp(roots["plain"] / path, roots["ours"] / path, shallow=False)
-            for path in crops
-            if (roots["ours"] / path).exists()
-        )
+        seconds = time_once(variants)
+        equal, crops = count_equal_crops(roots["plain"], roots["ours"])
         videos = len(read_dataset(source).videos)
     print_results(
         "preprocessing",
         ratio_rows(seconds, "plain"),
         videos=videos,
         workers=options.workers,
-        crops_alike=f"{alike} of {len(crops)}",
+        crops_alike=f"{equal} of {crops}",
     )
     return 0
+
+
+def count_equal_crops(root: Path, other: Path) -> tuple[int, int]:
+    """Count the crops of `root` that `other` holds byte for byte, and all of `root`."""
+    crops = [path.relative_to(root) for path in (root / "crops").rglob("*.png")]
+    equal = sum(
+        filecmp.cmp(root / path, other / path, shallow=False)
+        for path in crops
+        if (other / path).exists()
+    )
+    return equal, len(crops)
 
 
 if __name__ == "__main__":

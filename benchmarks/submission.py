@@ -1,11 +1,17 @@
-"""A whole submission, as a program: a folder of videos in, a CSV out, start-up included.
+"""Time a whole submission as a program, from a folder of videos to a CSV file.
 
-    python -m benchmarks.submission [--test-dir VIDEOS] [--encoders tf_efficientnet_b0 tf_efficientnet_b1] [--device cuda]
-    python -m benchmarks.submission --device cuda --encoders $(yes tf_efficientnet_b7 | head -7)       the winner's seven
+    python -m benchmarks.submission [--test-dir VIDEOS] [--device cuda]
+        [--encoders tf_efficientnet_b0 tf_efficientnet_b1]
+    python -m benchmarks.submission --device cuda
+        --encoders $(yes tf_efficientnet_b7 | head -7)      the winner's seven networks
 
-plain: one video after the other, one frame a detector call, each network alone in NCHW (float16 on a GPU); limit: the networks
-alone, as ours runs them, on the same faces in memory already. Networks are untrained, which cost what trained ones do, unless
---models names checkpoints.
+Variants: plain  one video after the other, one frame a detector call, one network after
+                 the other in NCHW (float16 on a GPU)
+          ours   python -m inference.predict
+          limit  the networks alone, as ours runs them, on the same faces, already in
+                 memory
+Start-up is included. The networks are untrained, which cost as much as trained ones,
+unless --models names checkpoints.
 """
 
 import csv
@@ -16,12 +22,12 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import (
-    made_checkpoints,
-    made_video,
-    one_after_the_other,
+    make_checkpoints,
+    make_video,
     ratio_rows,
     run_module,
     synchronize,
+    time_once,
     timed,
 )
 from inference.ensemble import Ensemble
@@ -34,15 +40,45 @@ from runtime.results import print_results
 
 
 def networks_alone(ensemble, groups):
-    """The networks on groups of videos' faces."""
+    """Run the networks on the faces of each group of videos."""
     for group in groups:
         ensemble(group)
     synchronize(ensemble.device.type)
 
 
-def labels(path):
+def read_labels(path):
     with open(path, newline="") as file:
         return {row["filename"]: float(row["label"]) for row in csv.DictReader(file)}
+
+
+def make_videos(folder):
+    """Write six clips, two of each of three frame sizes."""
+    folder.mkdir()
+    sizes = [(1920, 1080), (1080, 1920), (1280, 720)] * 2
+    for number, (width, height) in enumerate(sizes):
+        make_video(folder / f"made{number}.mp4", width, height)
+    return folder
+
+
+def program_variants(videos, models, folder, options):
+    """The two programs: the plain schedule and ours."""
+    common = (
+        f"--test-dir={videos}",
+        f"--device={options.device}",
+        "--models",
+        *(path.resolve() for path in models),
+    )
+    plain = ("predict", *common, f"--output={folder / 'plain.csv'}")
+    ours = (
+        *common,
+        f"--output={folder / 'ours.csv'}",
+        "--weights-dir=/",
+        f"--workers={options.workers}",
+    )
+    return {
+        "plain": partial(run_module, "benchmarks.plain", *plain),
+        "ours": partial(run_module, "inference.predict", *ours),
+    }
 
 
 def main(argv=None):
@@ -50,105 +86,79 @@ def main(argv=None):
     parser.add_argument(
         "--test-dir",
         type=Path,
-        help="folder of .mp4 videos; six made ones if not given",
+        help="folder of .mp4 videos; default: six synthetic ones",
     )
     parser.add_argument(
         "--encoders",
         nargs="+",
         default=["tf_efficientnet_b0", "tf_efficientnet_b1"],
-        help="untrained networks",
+        help="encoders of the untrained networks",
     )
     parser.add_argument(
-        "--size", type=positive_int, default=380, help="their input, pixels a side"
+        "--size", type=positive_int, default=380, help="input size, pixels a side"
     )
     parser.add_argument(
-        "--models", nargs="+", type=Path, help="checkpoints in place of them"
+        "--models",
+        nargs="+",
+        type=Path,
+        help="checkpoints in place of untrained networks",
     )
     parser.add_argument(
-        "--workers", type=positive_int, default=os.cpu_count(), help="of ours"
+        "--workers",
+        type=positive_int,
+        default=os.cpu_count(),
+        help="worker processes of ours",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        videos = options.test_dir or folder / "videos"
-        if not options.test_dir:
-            videos.mkdir()
-            for number, (width, height) in enumerate(
-                [(1920, 1080), (1080, 1920), (1280, 720)] * 2
-            ):
-                made_video(videos / f"made{number}.mp4", width, height)
-        models = options.models or made_checkpoints(
+        videos = options.test_dir or make_videos(folder / "videos")
+        models = options.models or make_checkpoints(
             folder, options.encoders, options.size
         )
-        common = (
-            "--test-dir",
-            videos,
-            "--models",
-            *(path.resolve() for path in models),
-            "--device",
-            options.device,
-        )
-        ways = {
-            "plain": partial(
-                run_module,
-                "benchmarks.plain",
-                "predict",
-                *common,
-                "--output",
-                folder / "plain.csv",
-            ),
-            "ours": partial(
-                run_module,
-                "inference.predict",
-                *common,
-                "--output",
-                folder / "ours.csv",
-                "--weights-dir",
-                "/",
-                "--workers",
-                options.workers,
-            ),
-        }
-        seconds = one_after_the_other(ways)
+        seconds = time_once(program_variants(videos, models, folder, options))
         tune_malloc()
         ensemble = Ensemble(models, options.device)
-        find = partial(
-            extract_faces,
-            settings=ensemble.faces_settings,
-            sizes=ensemble.sizes,
-            device="cpu",
-        )
-        faces = [
-            found
-            for _, found, _ in map_items(
-                find,
-                find_videos(videos),
-                ExecutorOptions(options.workers),
-                "faces for the limit",
-                "video",
-            )
-        ]
+        faces = extract_all_faces(videos, ensemble, options.workers)
         groups = [[each] for each in faces] if options.device == "cpu" else [faces]
-        networks_alone(ensemble, groups[:1])  # to warm up
-        seconds["limit: the networks alone"] = timed(
-            partial(networks_alone, ensemble, groups)
-        )
-        theirs, mine = labels(folder / "plain.csv"), labels(folder / "ours.csv")
-        apart = max(abs(theirs[video] - mine[video]) for video in theirs)
+        networks_alone(ensemble, groups[:1])  # warm-up
+        limit = timed(partial(networks_alone, ensemble, groups))
+        seconds["limit: the networks alone"] = limit
+        plain = read_labels(folder / "plain.csv")
+        ours = read_labels(folder / "ours.csv")
+        difference = max(abs(plain[video] - ours[video]) for video in plain)
     print_results(
         "submission",
         ratio_rows(seconds, "plain"),
-        videos=len(theirs),
+        videos=len(plain),
         faces=sum(len(each.frames) for each in faces),
         networks=[path.name for path in models],
         sizes=ensemble.sizes,
         device=options.device,
         workers=options.workers,
-        share_of_limit=round(seconds["limit: the networks alone"] / seconds["ours"], 2),
-        labels_apart=float(f"{apart:.2g}"),
+        share_of_limit=round(limit / seconds["ours"], 2),
+        labels_apart=float(f"{difference:.2g}"),
     )
     return 0
+
+
+def extract_all_faces(videos, ensemble, workers):
+    """The faces of each video of a folder."""
+    extract = partial(
+        extract_faces,
+        settings=ensemble.faces_settings,
+        sizes=ensemble.sizes,
+        device="cpu",
+    )
+    outcomes = map_items(
+        extract,
+        find_videos(videos),
+        ExecutorOptions(workers),
+        "faces for the limit",
+        "video",
+    )
+    return [faces for _, faces, _ in outcomes]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,4 @@
-"""A small made data set, so that the whole pipeline can be watched on any machine. Nothing else imports this."""
+"""A small synthetic data set that exercises the whole pipeline on any machine.
+
+Besides the demo, only the tests import it.
+"""

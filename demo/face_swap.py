@@ -1,14 +1,16 @@
-"""A face swap without learning: landmarks, warp, colour transfer, blended mask, frame by frame.
+"""A face swap without learning: landmarks, warp, colour transfer, blended mask.
 
-DFDC's own set holds such a method beside the learned ones ("MM/NN face swap": morphable mask, nearest neighbour; Dolhansky
-et al., "The DeepFake Detection Challenge Dataset", 2020). The difficulty, 0 to 1, says how hard the traces are to see:
+Each frame is swapped separately. DFDC itself contains such a method beside the learned
+ones ("MM/NN face swap": morphable mask, nearest neighbour; Dolhansky et al., "The
+DeepFake Detection Challenge Dataset", 2020). The difficulty, 0 to 1, controls how
+visible the artefacts are:
 
-| trace                          | difficulty 0 | difficulty 1 |
-|--------------------------------|--------------|--------------|
-| width of the swapped face      | 12 pixels    | 72 pixels (about its own) |
-| share of the colour difference that remains | 0.6 | 0  |
-| jitter of the landmarks        | 2 pixels     | 0.2 pixels   |
-| softness of the mask's edge    | 2 % of the face's width | 12 % |
+| artefact                        | difficulty 0          | difficulty 1           |
+|---------------------------------|-----------------------|------------------------|
+| width of the swapped face       | 12 px                 | 72 px (about original) |
+| remaining colour difference     | 0.6                   | 0                      |
+| jitter of the landmarks         | 2 px                  | 0.2 px                 |
+| blur of the mask's edge         | 2 % of the face width | 12 %                   |
 """
 
 import cv2
@@ -20,7 +22,13 @@ PATCH_MARGIN = 12  # pixels of the donor's texture around its landmarks
 
 
 class FaceSwap:
-    """Puts a donor's face over a face in given frames. The jitter is drawn from a seed."""
+    """Swaps a donor's face into frames. The jitter is drawn from a seed.
+
+    Args:
+        donor: the actor whose face is inserted.
+        difficulty: 0 (plain artefacts) to 1 (hardly visible).
+        seed: of the jitter.
+    """
 
     def __init__(self, donor: Actor, difficulty: float, seed: int):
         self.difficulty = difficulty
@@ -29,18 +37,24 @@ class FaceSwap:
         left, top = np.floor(donor.landmarks.min(axis=0) - PATCH_MARGIN).astype(int)
         right, bottom = np.ceil(donor.landmarks.max(axis=0) + PATCH_MARGIN).astype(int)
         face = donor.texture[top:bottom, left:right, :3]
-        # a learned swap paints at a fixed small size; so does this one
-        size = np.round(
-            (12 + 60 * difficulty) * np.array([1, face.shape[0] / face.shape[1]])
-        ).astype(int)
+        height, width = face.shape[:2]
+        # learned swaps generate the face at a fixed small size, and so does this one
+        size = (12 + 60 * difficulty) * np.array([1, height / width])
+        size = np.round(size).astype(int)
         self._patch = cv2.resize(face, size.tolist(), interpolation=cv2.INTER_AREA)
-        self._landmarks = (donor.landmarks - [left, top] + 0.5) * size / [
-            face.shape[1],
-            face.shape[0],
-        ] - 0.5
+        landmarks = donor.landmarks - [left, top] + 0.5
+        self._landmarks = landmarks * size / [width, height] - 0.5
 
     def __call__(self, frame: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """Swap the face whose landmarks (K, 2) in pixels are given. Frame and result: (H, W, 3) uint8 RGB."""
+        """Swap one face.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+            landmarks: (K, 2), of the face to replace, in pixels.
+
+        Returns:
+            The frame with the donor's face, (H, W, 3) uint8 RGB.
+        """
         jitter = self._rng.normal(0, 0.2 + 1.8 * (1 - self.difficulty), landmarks.shape)
         target = (landmarks + jitter).astype(np.float32)
         size = (frame.shape[1], frame.shape[0])
@@ -55,15 +69,14 @@ class FaceSwap:
         mask = self._mask(target[self._outline], size)
         original = frame.astype(np.float32)
         face = self._match_colours(face, original, mask)
-        return np.clip(original + mask[..., None] * (face - original), 0, 255).astype(
-            np.uint8
-        )
+        blended = original + mask[..., None] * (face - original)
+        return np.clip(blended, 0, 255).astype(np.uint8)
 
     def _mask(self, outline: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """A soft mask (H, W) float32 0..1 of the outline's convex hull."""
         mask = np.zeros((size[1], size[0]), np.float32)
-        cv2.fillConvexPoly(
-            mask, cv2.convexHull(np.round(outline).astype(np.int32)), 1.0
-        )
+        hull = cv2.convexHull(np.round(outline).astype(np.int32))
+        cv2.fillConvexPoly(mask, hull, 1.0)
         width = np.ptp(outline[:, 0])
         softness = max(width * (0.02 + 0.1 * self.difficulty), 0.5)
         inner = cv2.erode(mask, np.ones((3, 3)), iterations=max(round(softness), 1))
@@ -72,26 +85,33 @@ class FaceSwap:
     def _match_colours(
         self, face: np.ndarray, original: np.ndarray, mask: np.ndarray
     ) -> np.ndarray:
-        """Move mean and spread of each Lab channel toward the original's (Reinhard et al., "Color Transfer", 2001)."""
-        box = cv2.boundingRect((mask > 0.05).astype(np.uint8))
-        window = np.s_[box[1] : box[1] + box[3], box[0] : box[0] + box[2]]
+        """Transfer the colours of the original to the face.
+
+        Moves mean and standard deviation of each Lab channel toward the original's
+        (Reinhard et al., "Color Transfer between Images", 2001). Images (H, W, 3)
+        float32 RGB 0..255.
+        """
+        left, top, width, height = cv2.boundingRect((mask > 0.05).astype(np.uint8))
+        window = np.s_[top : top + height, left : left + width]
         inside = mask[window] > 0.5
-        labs = [
+        source, target = (
             cv2.cvtColor(np.ascontiguousarray(image[window]) / 255, cv2.COLOR_RGB2Lab)
             for image in (face, original)
-        ]
-        (mean, spread), (aim_mean, aim_spread) = [
-            (lab[inside].mean(axis=0), lab[inside].std(axis=0)) for lab in labs
-        ]
-        matched = (labs[0] - mean) * (aim_spread / np.maximum(spread, 1)) + aim_mean
+        )
+        mean, std = source[inside].mean(axis=0), source[inside].std(axis=0)
+        target_mean, target_std = (
+            target[inside].mean(axis=0),
+            target[inside].std(axis=0),
+        )
+        matched = (source - mean) * (target_std / np.maximum(std, 1)) + target_mean
         strength = 0.4 + 0.6 * self.difficulty
-        mixed = (labs[0] + strength * (matched - labs[0])).astype(np.float32)
+        mixed = (source + strength * (matched - source)).astype(np.float32)
         result = face.copy()
         result[window] = cv2.cvtColor(mixed, cv2.COLOR_Lab2RGB) * 255
         return result
 
 
 def _fit_affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The affine map (2, 3) that takes points (K, 2) to others with the least squared error."""
+    """The least-squares affine map (2, 3) from points (K, 2) to points (K, 2)."""
     points = np.column_stack([source, np.ones(len(source))])
     return np.linalg.lstsq(points, target, rcond=None)[0].T.astype(np.float32)

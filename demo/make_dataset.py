@@ -3,15 +3,18 @@
     python -m demo.make_dataset --output-dir demo/out/data
 
 Writes OUT/dfdc_train_part_N/{*.mp4, metadata.json}   H.264 with sound, as DFDC's
-       OUT/test_videos/{*.mp4, labels.csv}            filename,label,original,difficulty; actors that no part shows
-What exists is kept. The same options give the same videos with the same FFmpeg.
+       OUT/test_videos/{*.mp4, labels.csv}            filename,label,original,difficulty
+
+Method: the actors of the test videos appear in no training part. Existing videos are
+        kept. The same options give the same videos with the same version of FFmpeg.
 """
 
 import argparse
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -32,19 +35,25 @@ from runtime.files import atomic_file, write_csv
 
 FRAMES_PER_SECOND = 25
 SAMPLE_RATE = 16000  # Hz
-PARTS = (
-    0,
-    3,
-    6,
-    9,
-    12,
-)  # part 0 is in fold 0, which validates; the others are in folds 1 to 4
+# Part 0 is in fold 0, the validation fold; the others are in folds 1 to 4.
+PARTS = (0, 3, 6, 9, 12)
 TWO_ACTORS_EVERY = 4  # every fourth shot shows two people
+AAC_FRAME = 1024  # samples
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One video to make. `donors` holds an actor for each of `actors`, or nothing for a real video."""
+    """One video to make.
+
+    Attributes:
+        path: of the video.
+        actors: seeds of the actors that the scene shows.
+        scene: seed of the scene.
+        frames: number of frames.
+        donors: seed of the donor for each of `actors`; empty for a real video.
+        difficulty: of the face swap; None for a real video.
+        original: file name of the real video of a fake.
+    """
 
     path: Path
     actors: tuple[int, ...]
@@ -58,7 +67,10 @@ class Clip:
 def plan_folder(
     folder: Path, actors: list[int], options: argparse.Namespace
 ) -> list[Clip]:
-    """Each actor's shots, and the fakes of each with other actors of the folder as donors."""
+    """Plan the videos of a folder: real shots of each actor, and fakes of each shot.
+
+    The donors of the fakes are other actors of the folder.
+    """
     clips = []
     for position, actor in enumerate(actors):
         for shot in range(options.shots):
@@ -71,27 +83,21 @@ def plan_folder(
             clips.append(real)
             others = [other for other in actors if other not in cast]
             for fake in range(options.fakes):
-                donors = tuple(
-                    int(donor) for donor in rng.choice(others, len(cast), replace=False)
-                )
+                donors = rng.choice(others, len(cast), replace=False).tolist()
                 difficulty = round(float(rng.uniform(*options.difficulty)), 3)
-                path = folder / _name(scene, f"fake{fake}")
-                clips.append(
-                    Clip(
-                        path,
-                        cast,
-                        scene,
-                        options.frames,
-                        donors,
-                        difficulty,
-                        real.path.name,
-                    )
+                clip = replace(
+                    real,
+                    path=folder / _name(scene, f"fake{fake}"),
+                    donors=tuple(donors),
+                    difficulty=difficulty,
+                    original=real.path.name,
                 )
+                clips.append(clip)
     return clips
 
 
 def make_clip(clip: Clip) -> None:
-    """Draw, swap and encode one video."""
+    """Render one video, swap the faces of a fake, and encode it."""
     scene = Scene([make_actor(actor) for actor in clip.actors], clip.scene)
     swaps = [
         FaceSwap(make_actor(donor), clip.difficulty, clip.scene + donor)
@@ -114,36 +120,33 @@ def make_clip(clip: Clip) -> None:
             frame = scene.draw(time)
             for person, swap in enumerate(swaps):
                 frame = swap(frame, scene.landmarks(person, time))
-            container.mux(
-                video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
-            )
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(video.encode(picture))
         container.mux(video.encode())
-        for frame in _hum(clip):
+        for frame in _tone(clip):
             container.mux(sound.encode(frame))
         container.mux(sound.encode())
 
 
-def _hum(clip: Clip):
-    """A soft tone as long as the video, its pitch the actor's."""
-    total = clip.frames * SAMPLE_RATE // FRAMES_PER_SECOND
-    time = np.arange(total) / SAMPLE_RATE
-    wave = (
-        0.05
-        * np.sin(2 * np.pi * (110 + 7 * (clip.actors[0] % 20)) * time)
-        * (1 + 0.5 * np.sin(2 * np.pi * 3 * time))
-    )
-    for start in range(
-        0, total - 1023, 1024
-    ):  # AAC's frame; the last, shorter one is left out
-        frame = av.AudioFrame.from_ndarray(
-            wave[None, start : start + 1024].astype(np.float32), "fltp", "mono"
-        )
+def _tone(clip: Clip) -> Iterator[av.AudioFrame]:
+    """A quiet tone of the length of the video; the pitch depends on the actor.
+
+    A last frame shorter than AAC_FRAME is dropped.
+    """
+    samples = clip.frames * SAMPLE_RATE // FRAMES_PER_SECOND
+    time = np.arange(samples) / SAMPLE_RATE
+    pitch = 110 + 7 * (clip.actors[0] % 20)  # Hz
+    tremolo = 1 + 0.5 * np.sin(2 * np.pi * 3 * time)
+    wave = (0.05 * np.sin(2 * np.pi * pitch * time) * tremolo).astype(np.float32)
+    for start in range(0, samples - AAC_FRAME + 1, AAC_FRAME):
+        block = wave[None, start : start + AAC_FRAME]
+        frame = av.AudioFrame.from_ndarray(block, "fltp", "mono")
         frame.sample_rate, frame.pts = SAMPLE_RATE, start
         yield frame
 
 
 def write_metadata(folder: Path, clips: list[Clip]) -> None:
-    """DFDC's metadata.json for a training part."""
+    """Write DFDC's metadata.json for a training part."""
     entries = {}
     for clip in clips:
         entry = {
@@ -159,53 +162,54 @@ def write_metadata(folder: Path, clips: list[Clip]) -> None:
 
 
 def write_labels(folder: Path, clips: list[Clip]) -> None:
-    """The answers for the test videos."""
+    """Write the ground truth of the test videos."""
     rows = [
         [clip.path.name, int(bool(clip.original)), clip.original, clip.difficulty]
         for clip in clips
     ]
-    write_csv(
-        folder / "labels.csv",
-        ["filename", "label", "original", "difficulty"],
-        sorted(rows),
-    )
+    header = ["filename", "label", "original", "difficulty"]
+    write_csv(folder / "labels.csv", header, sorted(rows))
 
 
-def _keep_options(options: argparse.Namespace) -> None:
-    """Note what the data is made with; data made with other options must not be mixed with it."""
+def _save_options(options: argparse.Namespace) -> None:
+    """Save the options beside the data, so that data of other options is not mixed in.
+
+    Raises:
+        UserError: the folder was made with other options.
+    """
     path = options.output_dir / "options.json"
-    ours = json.dumps(
-        {
-            key: value
-            for key, value in vars(options).items()
-            if key not in ("output_dir", "workers")
-        }
-    )
-    if path.exists() and path.read_text() != ours:
+    ignored = ("output_dir", "workers")
+    values = {key: value for key, value in vars(options).items() if key not in ignored}
+    text = json.dumps(values)
+    if path.exists() and path.read_text() != text:
         raise UserError(
-            f"{options.output_dir}: was made with other options; delete it, or give another --output-dir"
+            f"{options.output_dir}: was made with other options; delete it, or give "
+            "another --output-dir"
         )
     with atomic_file(path) as temporary:
-        temporary.write_text(ours)
+        temporary.write_text(text)
 
 
 def _name(scene: int, kind: str) -> str:
-    """Ten letters that tell nothing, as DFDC's names."""
+    """A file name of ten pseudo-random letters, as DFDC's."""
     digest = hashlib.sha256(f"{scene} {kind}".encode()).digest()
     return "".join(chr(ord("a") + byte % 26) for byte in digest[:10]) + ".mp4"
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument(
-        "--actors", type=positive_int, default=40, help="in the training parts"
+        "--actors",
+        type=positive_int,
+        default=40,
+        help="number of actors in the training parts",
     )
     parser.add_argument(
         "--test-actors",
         type=positive_int,
         default=12,
-        help="in test_videos, all of them new",
+        help="number of actors in test_videos, none of them in the training parts",
     )
     parser.add_argument(
         "--shots", type=positive_int, default=2, help="real videos of each actor"
@@ -217,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         "--frames",
         type=positive_int,
         default=80,
-        help=f"of each video, {FRAMES_PER_SECOND} a second",
+        help=f"frames of each video, {FRAMES_PER_SECOND} a second",
     )
     parser.add_argument(
         "--difficulty",
@@ -225,21 +229,27 @@ def main(argv: list[str] | None = None) -> int:
         nargs=2,
         default=(0.0, 0.5),
         metavar=("MIN", "MAX"),
-        help="how hard the fakes are to see, each drawn between these: 0 is plain, 1 is hard (demo/face_swap.py)",
+        help="range of the fakes' difficulty, 0 (plain artefacts) to 1 (hardly "
+        "visible); see demo/face_swap.py",
     )
     parser.add_argument(
         "--workers",
         type=non_negative_int,
         default=os.cpu_count(),
-        help="videos made at a time; 0: in this process",
+        help="worker processes; 0: in this process",
     )
-    options = parser.parse_args(argv)
-    # a swap in a shot of two needs two donors who are not in it
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    # a swap in a shot of two actors needs two further actors as donors
     if options.actors < 4 * len(PARTS) or options.test_actors < 4:
         raise UserError(
-            f"--actors must be at least {4 * len(PARTS)} and --test-actors at least 4: each part needs four"
+            f"--actors must be at least {4 * len(PARTS)} and --test-actors at least "
+            "4: each part needs four"
         )
-    _keep_options(options)
+    _save_options(options)
     groups = np.array_split(np.arange(options.actors), len(PARTS))
     folders = {
         options.output_dir / f"dfdc_train_part_{part}": group
@@ -253,24 +263,16 @@ def main(argv: list[str] | None = None) -> int:
     missing = [
         clip for clips in plans.values() for clip in clips if not clip.path.exists()
     ]
-    for _, _, error in map_items(
-        make_clip,
-        missing,
-        ExecutorOptions(options.workers),
-        "make demo videos",
-        "video",
-    ):
+    executor = ExecutorOptions(options.workers)
+    outcomes = map_items(make_clip, missing, executor, "make demo videos", "video")
+    for _, _, error in outcomes:
         if error is not None:
             raise error
     for folder, clips in plans.items():
-        (write_labels if folder.name == "test_videos" else write_metadata)(
-            folder, clips
-        )
-    made = {folder.name: len(clips) for folder, clips in plans.items()}
-    print(
-        f"demo data in {options.output_dir}: "
-        + ", ".join(f"{count} in {name}" for name, count in made.items())
-    )
+        is_test = folder.name == "test_videos"
+        (write_labels if is_test else write_metadata)(folder, clips)
+    counts = [f"{len(clips)} in {folder.name}" for folder, clips in plans.items()]
+    print(f"demo data in {options.output_dir}: {', '.join(counts)}")
     return 0
 
 

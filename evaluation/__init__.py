@@ -1,1 +1,4 @@
-"""What judges networks: scores, robustness, studies. The leftmost room: it may import all others, none imports it."""
+"""Evaluation of networks: scores and robustness.
+
+The top package: it may import all others, and none of them imports it.
+"""

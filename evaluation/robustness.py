@@ -1,19 +1,23 @@
-"""The score under each disguise against the undisguised one, beside a judge that looks at no pixel.
+"""The score under each disguise, beside a metadata-only baseline.
 
     python -m evaluation.disguise --test-dir VIDEOS --output-dir DISGUISED
-    python -m evaluation.robustness --disguised DISGUISED --output-dir OUT --weights-dir weights --models A B …
+    python -m evaluation.robustness --disguised DISGUISED --output-dir OUT \\
+        --weights-dir weights --models A B …
 
 Reads  what evaluation.disguise wrote, and the checkpoints
 Writes OUT/submission.csv with its report, OUT/robustness.json, OUT/robustness.png
-Method: `inference.predict` on all, then `evaluation.score` for each disguise, 95 % intervals over resampled videos. The
-       metadata-only baseline is a random forest on what the container says (`inference.provenance.container_metadata`),
-       cross-validated so that a fake and its original are never on both sides. DFDC leaked through such facts: whoever beats
-       that by little has learned little.
+Method: `inference.predict` on all videos, then `evaluation.score` for each disguise,
+       95 % bootstrap intervals. The metadata-only baseline is a random forest on the
+       container's metadata (`inference.provenance.container_metadata`), cross-validated
+       with a fake and its original always in the same fold. DFDC leaked labels through
+       such metadata: a network that beats the baseline by little has learned little.
 """
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
@@ -21,7 +25,7 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from evaluation.disguise import NONE
+from evaluation.perturbations import NONE
 from evaluation.score import (
     Scores,
     read_column,
@@ -38,25 +42,46 @@ from runtime.executor import add_executor_options, executor_arguments
 from runtime.files import atomic_file, save_figure
 from runtime.results import print_results
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 FOLDS = 5
-SHOWN = ("log loss", "accuracy", "AUC")
+NETWORKS, METADATA = "networks", "metadata"  # the ensemble and the baseline
+METRICS = ("log loss", "accuracy", "AUC")
+
+Results = dict[str, dict[str, Scores]]  # by disguise, then of NETWORKS and METADATA
 
 
 def metadata_predictions(
-    facts: list[dict], truth: np.ndarray, families: list[str]
+    metadata: Sequence[Mapping[str, object]],
+    y_true: np.ndarray,
+    families: Sequence[str],
 ) -> np.ndarray:
-    """Cross-validated probabilities of FAKE (N,) from what the containers say; a family is never on both sides."""
+    """Cross-validated predictions of the metadata-only baseline.
+
+    Args:
+        metadata: of each video's container.
+        y_true: (N,) 0 or 1.
+        families: the original of each video; a family is never split between folds.
+
+    Returns:
+        (N,) probabilities of FAKE.
+
+    Raises:
+        UserError: there are too few videos for it.
+    """
     folds = min(FOLDS, len(set(families)))
-    if folds < 2 or len(set(truth)) < 2:
+    if folds < 2 or len(set(y_true)) < 2:
         raise UserError(
-            "the metadata-only baseline needs real and fake videos of at least two families"
+            "the metadata-only baseline needs real and fake videos of at least two "
+            "families"
         )
     forest = RandomForestClassifier(300, min_samples_leaf=2, random_state=0)
     model = make_pipeline(DictVectorizer(sparse=False), forest)
     probabilities = cross_val_predict(
         model,
-        facts,
-        truth,
+        metadata,
+        y_true,
         groups=families,
         cv=GroupKFold(folds),
         method="predict_proba",
@@ -64,91 +89,90 @@ def metadata_predictions(
     return probabilities[:, 1]
 
 
-def score_kinds(
+def score_disguises(
     folder: Path, probabilities: dict[str, float], resamples: int
-) -> dict[str, dict[str, Scores]]:
-    """For each disguise, the undisguised first: the scores of the networks and of the metadata alone."""
-    labels = folder / "labels.csv"
-    answers, kinds, sources = (
-        read_labels(labels),
-        read_column(labels, "disguise"),
-        read_column(labels, "source"),
-    )
-    rows = read_label_rows(labels)
-    found = {}
-    for kind in sorted(set(kinds.values()), key=lambda each: (each != NONE, each)):
-        names = [name for name in answers if kinds[name] == kind]
-        truth = np.array([answers[name] for name in names])
+) -> Results:
+    """Score the networks and the metadata-only baseline under each disguise.
+
+    Args:
+        folder: what `evaluation.disguise` wrote.
+        probabilities: of the networks, by file name.
+        resamples: for the intervals.
+
+    Returns:
+        by disguise, the undisguised videos first.
+    """
+    path = folder / "labels.csv"
+    rows, labels = read_label_rows(path), read_labels(path)
+    disguises, sources = read_column(path, "disguise"), read_column(path, "source")
+    results = {}
+    for disguise in sorted(set(disguises.values()), key=lambda d: (d != NONE, d)):
+        names = [name for name in labels if disguises[name] == disguise]
+        y_true = np.array([labels[name] for name in names])
         families = [rows[name].get("original") or sources[name] for name in names]
-        guesses = metadata_predictions(
-            [container_metadata(folder / name) for name in names], truth, families
-        )
-        mine = {name: answers[name] for name in names}
-        found[kind] = {
-            "networks": score(
-                {name: probabilities[name] for name in names}, mine, resamples=resamples
-            ),
-            "metadata": score(dict(zip(names, guesses)), mine, resamples=resamples),
+        metadata = [container_metadata(folder / name) for name in names]
+        baseline = dict(zip(names, metadata_predictions(metadata, y_true, families)))
+        networks = {name: probabilities[name] for name in names}
+        own_labels = {name: labels[name] for name in names}
+        results[disguise] = {
+            NETWORKS: score(networks, own_labels, resamples=resamples),
+            METADATA: score(baseline, own_labels, resamples=resamples),
         }
-    return found
+    return results
 
 
-def table(found: dict[str, dict[str, Scores]]) -> list[dict]:
-    """One row a disguise."""
+def results_table(results: Results) -> list[dict]:
+    """One row for each disguise."""
     rows = []
-    for kind, scores in found.items():
-        row = {"disguise": kind, "videos": scores["networks"].videos}
-        row |= {name: _with_interval(scores["networks"], name) for name in SHOWN}
-        row |= {
-            f"metadata alone: {name}": _with_interval(scores["metadata"], name)
-            for name in ("log loss", "AUC")
-        }
+    for disguise, scores in results.items():
+        networks, metadata = scores[NETWORKS], scores[METADATA]
+        row = {"disguise": disguise, "videos": networks.videos}
+        row |= {name: _with_interval(networks, name) for name in METRICS}
+        for name in ("log loss", "AUC"):
+            row[f"metadata alone: {name}"] = _with_interval(metadata, name)
         rows.append(row)
     return rows
 
 
-def draw(found: dict[str, dict[str, Scores]], path: Path) -> None:
-    """Log loss and AUC of each disguise with intervals, the undisguised as a line, the metadata alone in grey."""
-    with save_figure(path, 12, 1.5 + 0.32 * len(found)) as figure:
-        places = -np.arange(len(found))
-        for axes, name, better in zip(
-            figure.subplots(1, 2, sharey=True), ("log loss", "AUC"), ("left", "right")
-        ):
-            for judge, colour, offset in (
-                ("metadata", "0.65", -0.18),
-                ("networks", "tab:blue", 0.0),
-            ):
-                values = np.array(
-                    [scores[judge].values[name] for scores in found.values()]
-                )
-                ends = np.array(
-                    [scores[judge].intervals[name] for scores in found.values()]
-                ).T
-                errors = np.maximum(np.abs(ends - values) * [[1], [1]], 0)
-                axes.errorbar(
-                    values,
-                    places + offset,
-                    xerr=errors,
-                    fmt="o",
-                    color=colour,
-                    capsize=3,
-                    label=judge,
-                )
-            axes.axvline(
-                found[NONE]["networks"].values[name],
-                color="tab:blue",
-                linewidth=0.8,
-                linestyle="--",
-            )
-            axes.set(
-                title=f"{name} ({better} is better), 95 % intervals",
-                yticks=places,
-                yticklabels=list(found),
-            )
-            axes.grid(axis="x", alpha=0.3)
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2
+def plot_results(results: Results, path: Path) -> None:
+    """Log loss and AUC of each disguise with intervals as a PNG.
+
+    The networks are blue, with a line through the undisguised score; the baseline is
+    grey.
+    """
+    with save_figure(path, 12, 1.5 + 0.32 * len(results)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        _plot_metric(left, results, "log loss", "left")
+        _plot_metric(right, results, "AUC", "right")
+        handles, labels = right.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+
+
+def _plot_metric(axes: "Axes", results: Results, name: str, better: str) -> None:
+    """`better`: the side of better scores."""
+    y = -np.arange(len(results))
+    for model, colour, offset in ((METADATA, "0.65", -0.18), (NETWORKS, "tab:blue", 0)):
+        all_scores = [scores[model] for scores in results.values()]
+        values = np.array([scores.values[name] for scores in all_scores])
+        ends = np.array([scores.intervals[name] for scores in all_scores]).T
+        errors = np.maximum(np.abs(ends - values), 0)
+        axes.errorbar(
+            values,
+            y + offset,
+            xerr=errors,
+            fmt="o",
+            color=colour,
+            capsize=3,
+            label=model,
         )
+    undisguised = results[NONE][NETWORKS].values[name]
+    axes.axvline(undisguised, color="tab:blue", linewidth=0.8, linestyle="--")
+    axes.set(
+        title=f"{name} ({better} is better), 95 % intervals",
+        yticks=y,
+        yticklabels=list(results),
+    )
+    axes.grid(axis="x", alpha=0.3)
 
 
 def _with_interval(scores: Scores, name: str) -> str:
@@ -173,14 +197,14 @@ def main(argv: list[str] | None = None) -> int:
         "--resamples",
         type=non_negative_int,
         default=500,
-        help="of the videos, for the intervals",
+        help="bootstrap resamples of the videos for the intervals",
     )
     add_device_option(parser)
     add_executor_options(parser)
     options = parser.parse_args(argv)
     submission = options.output_dir / "submission.csv"
     if not submission.exists():
-        passed = [
+        arguments = [
             "--test-dir",
             options.disguised,
             "--output",
@@ -192,20 +216,18 @@ def main(argv: list[str] | None = None) -> int:
             *executor_arguments(options),
             *(["--models", *options.models] if options.models else []),
         ]
-        predict.main([str(word) for word in passed])
-    found = score_kinds(
-        options.disguised, read_submission(submission), options.resamples
-    )
-    draw(found, options.output_dir / "robustness.png")
+        predict.main([str(argument) for argument in arguments])
+    probabilities = read_submission(submission)
+    results = score_disguises(options.disguised, probabilities, options.resamples)
+    plot_results(results, options.output_dir / "robustness.png")
     numbers = {
-        kind: {judge: scores.as_json() for judge, scores in both.items()}
-        for kind, both in found.items()
+        disguise: {model: scores.as_json() for model, scores in both.items()}
+        for disguise, both in results.items()
     }
     with atomic_file(options.output_dir / "robustness.json") as temporary:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n")
-    print_results(
-        "robustness", table(found), models=options.models, device=options.device
-    )
+    rows = results_table(results)
+    print_results("robustness", rows, models=options.models, device=options.device)
     return 0
 
 

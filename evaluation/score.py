@@ -1,14 +1,19 @@
-"""Score a submission against the answers.
+"""Score a submission against the labels.
 
-    python -m evaluation.score --submission submission.csv --labels labels.csv [--group-by COLUMN …] [--json F] [--plot F]
+    python -m evaluation.score --submission submission.csv --labels labels.csv \\
+        [--group-by COLUMN …] [--json FILE] [--plot FILE]
 
-Reads  filename,label from the submission; the answers from a CSV with the same two columns (0/1 or REAL/FAKE), and more if
-       you like, or from a DFDC metadata.json
-Prints log loss, accuracy, AUC and others with 95 % intervals; then the same for each value of the columns to group by
-Writes --json FILE, all numbers; --plot FILE, a PNG of ROC, calibration and the scores' histogram
-Method: log loss as Kaggle did, natural and clipped at 1e-15; weighted precision as in the DFDC papers (Dolhansky et al. 2019
-       and 2020): wP = TP / (TP + alpha FP) at the highest threshold that reaches a recall; expected calibration error in ten
-       bins (Naeini et al. 2015); intervals are percentiles over resampled videos (Efron 1979).
+Reads  filename,label from the submission; the labels from a CSV with the same two
+       columns (0/1 or REAL/FAKE) and optionally more, or from a DFDC metadata.json
+Prints log loss, accuracy, AUC and others with 95 % confidence intervals; then the same
+       for each value of the columns to group by
+Writes --json FILE, all numbers; --plot FILE, a PNG of ROC, calibration and the
+       histogram of the scores
+Method: log loss as on Kaggle, natural and clipped at 1e-15; weighted precision as in
+       the DFDC papers (Dolhansky et al. 2019 and 2020): wP = TP / (TP + alpha FP) at
+       the highest threshold that reaches a recall; expected calibration error in ten
+       bins (Naeini et al. 2015); intervals are percentiles over bootstrap resamples of
+       the videos (Efron 1979).
 """
 
 import csv
@@ -42,20 +47,27 @@ from runtime.cli import (
 from runtime.files import atomic_file, open_csv, save_figure
 
 CLIP = 1e-15
-ALPHA = 100.0  # how many more real videos than fakes there are in the world: the DFDC papers' setting
+ALPHA = 100.0  # assumed ratio of real videos to fakes in the world, as in DFDC's papers
 RECALLS = (0.1, 0.5, 0.9)
 BINS = 10
 RESAMPLES = 1000
 NAN = float("nan")
 
-Metric = Callable[
-    [np.ndarray, np.ndarray], float
-]  # of answers (N,) 0 or 1 and probabilities (N,)
+# Of y_true (N,), 0 or 1, and y_score (N,), probabilities of 1.
+Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of some videos. `values` and `intervals` (95 %) by a metric's name; NaN where the answers are all alike."""
+    """The scores of some videos.
+
+    Attributes:
+        videos, fakes: how many there are.
+        clipped: how many probabilities were clipped for the log loss.
+        values: by the metric's name; NaN for a metric that needs both classes where
+            there is only one.
+        intervals: 95 % confidence intervals, likewise.
+    """
 
     videos: int
     fakes: int
@@ -77,24 +89,25 @@ class Scores:
 
     def __str__(self) -> str:
         return (
-            f"log loss {self.log_loss:.5f}   accuracy {self.accuracy:.4f}   AUC {self.auc:.4f}   "
-            f"({self.videos} videos: {self.fakes} fake, {self.videos - self.fakes} real)"
+            f"log loss {self.log_loss:.5f}   accuracy {self.accuracy:.4f}   "
+            f"AUC {self.auc:.4f}   ({self.videos} videos: {self.fakes} fake, "
+            f"{self.videos - self.fakes} real)"
         )
 
     def table(self) -> str:
-        """All values, one a line, with their intervals."""
-        lines = [
-            f"{name:32} {value:9.5f}   {_interval(self.intervals.get(name))}".rstrip()
-            for name, value in self.values.items()
-        ]
+        """All values with their intervals, one metric a line."""
+        lines = []
+        for name, value in self.values.items():
+            interval = _format_interval(self.intervals.get(name))
+            lines.append(f"{name:32} {value:9.5f}   {interval}".rstrip())
         return "\n".join(lines)
 
     def as_json(self) -> dict:
-        """Numbers that JSON has no word for become the strings nan, inf and -inf."""
-        values = {
+        """A JSON object; non-finite numbers are the strings nan, inf and -inf."""
+        metrics = {
             name: {
-                "value": _plain(value),
-                "interval": [*map(_plain, self.intervals.get(name, ()))],
+                "value": _json_number(value),
+                "interval": [*map(_json_number, self.intervals.get(name, ()))],
             }
             for name, value in self.values.items()
         }
@@ -102,150 +115,173 @@ class Scores:
             "videos": self.videos,
             "fakes": self.fakes,
             "clipped": self.clipped,
-            **values,
+            **metrics,
         }
 
 
 def metrics(clip: float = CLIP, alpha: float = ALPHA) -> dict[str, Metric]:
-    """All metrics by name."""
-    both = {
-        "balanced accuracy": lambda truth, values: balanced_accuracy_score(
-            truth, values > 0.5
-        ),
-        "AUC": roc_auc_score,
-        "average precision": average_precision_score,
+    """All metrics by name. For the arguments see `score`."""
+
+    def clipped_log_loss(y_true: np.ndarray, y_score: np.ndarray) -> float:
+        return log_loss(y_true, np.clip(y_score, clip, 1 - clip), labels=[0, 1])
+
+    def accuracy(y_true: np.ndarray, y_score: np.ndarray) -> float:
+        return accuracy_score(y_true, y_score > 0.5)
+
+    def balanced_accuracy(y_true: np.ndarray, y_score: np.ndarray) -> float:
+        return balanced_accuracy_score(y_true, y_score > 0.5)
+
+    weighted = {
+        f"ln wP at recall {recall:g}": partial(
+            _log_weighted_precision, recall=recall, alpha=alpha
+        )
+        for recall in RECALLS
     }
     return {
-        "log loss": lambda truth, values: log_loss(
-            truth, np.clip(values, clip, 1 - clip), labels=[0, 1]
-        ),
-        "accuracy": lambda truth, values: accuracy_score(truth, values > 0.5),
-        **{name: partial(_where_both, metric) for name, metric in both.items()},
+        "log loss": clipped_log_loss,
+        "accuracy": accuracy,
+        "balanced accuracy": partial(_nan_if_one_class, balanced_accuracy),
+        "AUC": partial(_nan_if_one_class, roc_auc_score),
+        "average precision": partial(_nan_if_one_class, average_precision_score),
         "expected calibration error": calibration_error,
-        **{
-            f"ln wP at recall {recall:g}": partial(
-                _log_weighted_precision, recall=recall, alpha=alpha
-            )
-            for recall in RECALLS
-        },
+        **weighted,
     }
 
 
 def weighted_precision(
-    truth: np.ndarray, values: np.ndarray, recall: float, alpha: float = ALPHA
+    y_true: np.ndarray, y_score: np.ndarray, recall: float, alpha: float = ALPHA
 ) -> float:
-    """TP / (TP + alpha FP) at the highest threshold whose recall is at least `recall`; 0 where there is no fake."""
-    fakes = int(truth.sum())
-    if not fakes:
+    """TP / (TP + alpha FP) at the highest threshold whose recall is at least `recall`.
+
+    0 where there is no fake.
+    """
+    positives = int(y_true.sum())
+    negatives = len(y_true) - positives
+    if not positives:
         return 0.0
-    if fakes == len(truth):
+    if not negatives:
         return 1.0
-    false_rates, true_rates, _ = roc_curve(truth, values, drop_intermediate=False)
-    place = int(np.argmax(true_rates >= recall - 1e-12))
-    true, false = true_rates[place] * fakes, false_rates[place] * (len(truth) - fakes)
-    return float(true / (true + alpha * false)) if true else 0.0
+    fpr, tpr, _ = roc_curve(y_true, y_score, drop_intermediate=False)
+    index = int(np.argmax(tpr >= recall - 1e-12))
+    tp, fp = tpr[index] * positives, fpr[index] * negatives
+    return float(tp / (tp + alpha * fp)) if tp else 0.0
 
 
-def calibration_error(truth: np.ndarray, values: np.ndarray) -> float:
-    """The mean distance of the share of fakes from the mean probability, over ten bins of equal width."""
+def calibration_error(y_true: np.ndarray, y_score: np.ndarray) -> float:
+    """The expected calibration error (ECE) over ten bins of equal width.
+
+    The mean distance between the fraction of fakes and the mean probability of a bin,
+    weighted by the bin's videos.
+    """
     return float(
         sum(
-            len(answers) / len(truth) * abs(answers.mean() - scores.mean())
-            for answers, scores in calibration_bins(truth, values)
+            len(labels) / len(y_true) * abs(labels.mean() - probabilities.mean())
+            for labels, probabilities in calibration_bins(y_true, y_score)
         )
     )
 
 
 def calibration_bins(
-    truth: np.ndarray, values: np.ndarray
+    y_true: np.ndarray, y_score: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Answers and probabilities of each bin that is not empty."""
-    number = np.minimum((values * BINS).astype(int), BINS - 1)
+    """Labels and probabilities of each bin that is not empty."""
+    bins = np.minimum((y_score * BINS).astype(int), BINS - 1)
     return [
-        (truth[number == each], values[number == each]) for each in np.unique(number)
+        (y_true[bins == index], y_score[bins == index]) for index in np.unique(bins)
     ]
 
 
 def score(
     probabilities: dict[str, float],
-    answers: dict[str, int],
+    labels: dict[str, int],
     clip: float = CLIP,
     alpha: float = ALPHA,
     resamples: int = 0,
 ) -> Scores:
-    """Compare probabilities of FAKE with answers 0 and 1, by file name.
+    """Compare probabilities of FAKE with labels 0 and 1, by file name.
 
     Args:
-        clip: log loss takes probabilities as at least this far from 0 and 1.
-        alpha: weight of a false positive in weighted precision.
-        resamples: of the videos, with replacement, for the intervals; 0 for none.
+        clip: minimum distance of the probabilities from 0 and 1 in the log loss.
+        alpha: weight of a false positive in the weighted precision.
+        resamples: bootstrap resamples of the videos for the intervals; 0 for none.
 
     Raises:
         UserError: a video of one is missing in the other.
     """
-    for names, others, where in (
-        (answers, probabilities, "submission"),
-        (probabilities, answers, "labels"),
-    ):
-        if missing := sorted(names.keys() - others.keys()):
-            raise UserError(
-                f"the {where} lack {len(missing)} videos, the first {missing[0]}"
-            )
-    truth = np.array([answers[name] for name in answers])
-    values = np.array([probabilities[name] for name in answers])
-    chosen = metrics(clip, alpha)
+    _check_same_videos(probabilities, labels)
+    y_true = np.array(list(labels.values()))
+    y_score = np.array([probabilities[name] for name in labels])
+    by_name = metrics(clip, alpha)
     return Scores(
-        videos=len(truth),
-        fakes=int(truth.sum()),
-        clipped=int(((values < clip) | (values > 1 - clip)).sum()),
-        values={name: float(metric(truth, values)) for name, metric in chosen.items()},
-        intervals=_intervals(chosen, truth, values, resamples) if resamples else {},
+        videos=len(y_true),
+        fakes=int(y_true.sum()),
+        clipped=int(((y_score < clip) | (y_score > 1 - clip)).sum()),
+        values={
+            name: float(metric(y_true, y_score)) for name, metric in by_name.items()
+        },
+        intervals=_intervals(by_name, y_true, y_score, resamples) if resamples else {},
     )
+
+
+def _check_same_videos(probabilities: dict[str, float], labels: dict[str, int]) -> None:
+    for names, others, where in (
+        (labels.keys(), probabilities.keys(), "submission"),
+        (probabilities.keys(), labels.keys(), "labels"),
+    ):
+        if missing := sorted(names - others):
+            raise UserError(
+                f"{len(missing)} videos are missing in the {where}, the first is "
+                f"{missing[0]}"
+            )
 
 
 def score_groups(
     probabilities: dict[str, float],
-    answers: dict[str, int],
+    labels: dict[str, int],
     column: dict[str, str],
-    **options,
+    clip: float = CLIP,
+    alpha: float = ALPHA,
+    resamples: int = 0,
 ) -> dict[str, Scores]:
-    """Scores for each value of a column. Videos where it is empty, the real ones say, count in every group."""
+    """Scores for each value of a column of the labels.
+
+    Videos where it is empty, such as the real ones, count in every group.
+    """
     groups = {}
     for value in sorted(set(column.values()) - {""}):
-        names = [name for name in answers if column[name] in (value, "")]
+        names = [name for name in labels if column[name] in (value, "")]
         groups[value] = score(
             {name: probabilities[name] for name in names},
-            {name: answers[name] for name in names},
-            **options,
+            {name: labels[name] for name in names},
+            clip,
+            alpha,
+            resamples,
         )
     return groups
 
 
-def draw(truth: np.ndarray, values: np.ndarray, path: Path) -> None:
-    """ROC, calibration and the scores' histogram as one PNG."""
+def plot_scores(y_true: np.ndarray, y_score: np.ndarray, path: Path) -> None:
+    """ROC curve, calibration and the histogram of the scores as one PNG."""
     with save_figure(path, 13, 4.2) as figure:
         roc, calibration, histogram = figure.subplots(1, 3)
-        if len(set(truth)) == 2:
-            roc.plot(*roc_curve(truth, values)[:2], drawstyle="steps-post")
-            roc.set_title(f"ROC, AUC {roc_auc_score(truth, values):.4f}")
-        bins = calibration_bins(truth, values)
-        calibration.plot(
-            [scores.mean() for _, scores in bins],
-            [answers.mean() for answers, _ in bins],
-            "o-",
-        )
-        for answers, scores in bins:
+        if len(set(y_true)) == 2:
+            roc.plot(*roc_curve(y_true, y_score)[:2], drawstyle="steps-post")
+            roc.set_title(f"ROC, AUC {roc_auc_score(y_true, y_score):.4f}")
+        bins = calibration_bins(y_true, y_score)
+        means = [probabilities.mean() for _, probabilities in bins]
+        fractions = [labels.mean() for labels, _ in bins]
+        calibration.plot(means, fractions, "o-")
+        for (labels, _), mean, fakes in zip(bins, means, fractions):
             calibration.annotate(
-                f"{len(answers)}",
-                (scores.mean(), answers.mean()),
+                f"{len(labels)}",
+                (mean, fakes),
                 xytext=(4, -10),
                 textcoords="offset points",
             )
-        calibration.set_title(
-            f"Calibration, error {calibration_error(truth, values):.4f}; videos in each bin"
-        )
+        error = calibration_error(y_true, y_score)
+        calibration.set_title(f"Calibration, error {error:.4f}; videos in each bin")
         histogram.hist(
-            [values[truth == 0], values[truth == 1]],
+            [y_score[y_true == 0], y_score[y_true == 1]],
             np.linspace(0, 1, 21),
             label=["real", "fake"],
         )
@@ -253,52 +289,61 @@ def draw(truth: np.ndarray, values: np.ndarray, path: Path) -> None:
         histogram.legend()
         for axes, x, y in (
             (roc, "false positive rate", "true positive rate"),
-            (calibration, "mean probability", "share of fakes"),
+            (calibration, "mean probability", "fraction of fakes"),
         ):
             axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
             axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
 def read_submission(path: Path) -> dict[str, float]:
-    """filename → probability. Raises UserError where a label is no number from 0 to 1."""
-    values = {}
+    """The probability of FAKE by file name.
+
+    Raises:
+        UserError: a label is not a number from 0 to 1.
+    """
+    probabilities = {}
     for name, row in _read_rows(path).items():
+        text = row["label"]
         try:
-            values[name] = float(row["label"])
+            probability = float(text)
         except ValueError as error:
             raise UserError(
-                f"{path}: {name}: the label {row['label']!r} is not a number"
+                f"{path}: {name}: the label {text!r} is not a number"
             ) from error
-        if not 0 <= values[name] <= 1:
+        if not 0 <= probability <= 1:
             raise UserError(
-                f"{path}: {name}: the label {row['label']} is not a probability from 0 to 1"
+                f"{path}: {name}: the label {text} is not a probability from 0 to 1"
             )
-    return values
+        probabilities[name] = probability
+    return probabilities
 
 
 def read_labels(path: Path) -> dict[str, int]:
-    """filename → 0 or 1, from a CSV or a metadata.json."""
-    known = {
-        "0": 0,
-        "1": 1,
-        **{label: int(is_fake) for label, is_fake in LABELS.items()},
-    }
-    rows = read_label_rows(path)
-    for name, row in rows.items():
-        if str(row.get("label")) not in known:
+    """The label, 0 or 1, by file name, from a CSV or a metadata.json.
+
+    Raises:
+        UserError: a label is none of 0, 1, REAL and FAKE.
+    """
+    words = {label: int(is_fake) for label, is_fake in LABELS.items()}
+    known = {"0": 0, "1": 1, **words}
+    labels = {}
+    for name, row in read_label_rows(path).items():
+        label = row.get("label")
+        if str(label) not in known:
             raise UserError(
-                f"{path}: {name}: the label {row.get('label')!r} must be 0, 1, REAL or FAKE"
+                f"{path}: {name}: the label {label!r} must be 0, 1, REAL or FAKE"
             )
-    return {name: known[str(row["label"])] for name, row in rows.items()}
+        labels[name] = known[str(label)]
+    return labels
 
 
 def read_label_rows(path: Path) -> dict[str, dict]:
-    """filename → all that the labels file says of it."""
+    """All columns of the labels file by file name."""
     return read_metadata(path) if path.suffix == ".json" else _read_rows(path)
 
 
 def read_column(path: Path, column: str) -> dict[str, str]:
-    """filename → its value in a column of the labels file.
+    """One column of the labels file by file name.
 
     Raises:
         UserError: there is no such column.
@@ -312,53 +357,58 @@ def read_column(path: Path, column: str) -> dict[str, str]:
     return {name: str(row.get(column) or "") for name, row in rows.items()}
 
 
-def _where_both(metric: Metric, truth: np.ndarray, values: np.ndarray) -> float:
+def _nan_if_one_class(metric: Metric, y_true: np.ndarray, y_score: np.ndarray) -> float:
     """A metric that needs real and fake videos; NaN without."""
-    return metric(truth, values) if 0 < truth.sum() < len(truth) else NAN
+    return metric(y_true, y_score) if 0 < y_true.sum() < len(y_true) else NAN
 
 
 def _log_weighted_precision(
-    truth: np.ndarray, values: np.ndarray, recall: float, alpha: float
+    y_true: np.ndarray, y_score: np.ndarray, recall: float, alpha: float
 ) -> float:
-    precision = weighted_precision(truth, values, recall, alpha)
+    precision = weighted_precision(y_true, y_score, recall, alpha)
     return math.log(precision) if precision else -math.inf
 
 
 def _intervals(
-    chosen: dict[str, Metric], truth: np.ndarray, values: np.ndarray, resamples: int
-) -> dict[str, tuple]:
-    """From the 2.5th to the 97.5th percentile of each metric over resampled videos."""
+    by_name: dict[str, Metric],
+    y_true: np.ndarray,
+    y_score: np.ndarray,
+    resamples: int,
+) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals: percentiles of each metric over resampled videos."""
     rng = np.random.default_rng(0)
-    drawn: dict[str, list[float]] = {name: [] for name in chosen}
-    with config_context(
-        assume_finite=True, skip_parameter_validation=True
-    ):  # the first call has checked them
+    values: dict[str, list[float]] = {name: [] for name in by_name}
+    # the first call, without resampling, has validated the input
+    with config_context(assume_finite=True, skip_parameter_validation=True):
         for _ in range(resamples):
-            rows = rng.integers(len(truth), size=len(truth))
-            for name, metric in chosen.items():
-                drawn[name].append(metric(truth[rows], values[rows]))
-    return {name: _percentiles(np.array(found)) for name, found in drawn.items()}
+            rows = rng.integers(len(y_true), size=len(y_true))
+            for name, metric in by_name.items():
+                values[name].append(metric(y_true[rows], y_score[rows]))
+    return {name: _percentiles(np.array(each)) for name, each in values.items()}
 
 
-def _percentiles(found: np.ndarray) -> tuple[float, float]:
-    """Without interpolation, which has no answer between a number and minus infinity."""
-    found = found[~np.isnan(found)]
-    if not len(found):
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    """The 2.5th and the 97.5th percentile without NaNs.
+
+    Without interpolation, which is undefined between a number and minus infinity.
+    """
+    values = values[~np.isnan(values)]
+    if not len(values):
         return NAN, NAN
-    return tuple(
-        float(value) for value in np.percentile(found, (2.5, 97.5), method="nearest")
-    )
+    low, high = np.percentile(values, (2.5, 97.5), method="nearest")
+    return float(low), float(high)
 
 
-def _interval(interval: tuple[float, float] | None) -> str:
+def _format_interval(interval: tuple[float, float] | None) -> str:
     return f"{interval[0]:.5f} to {interval[1]:.5f}" if interval else ""
 
 
-def _plain(value: float) -> float | str:
+def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
 def _read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a CSV by their filename, which must be unique."""
     try:
         with open_csv(path) as file:
             reader = csv.DictReader(file)
@@ -367,12 +417,12 @@ def _read_rows(path: Path) -> dict[str, dict[str, str]]:
             rows = list(reader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    named = {row["filename"]: row for row in rows}
-    if len(named) < len(rows) or not rows:
-        raise UserError(
-            f"{path}: {'names a video twice' if rows else 'lists no video'}"
-        )
-    return named
+    if not rows:
+        raise UserError(f"{path}: lists no video")
+    by_name = {row["filename"]: row for row in rows}
+    if len(by_name) < len(rows):
+        raise UserError(f"{path}: names a video twice")
+    return by_name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -396,60 +446,55 @@ def main(argv: list[str] | None = None) -> int:
         "--clip",
         type=fraction,
         default=CLIP,
-        help="least distance from 0 and 1 in log loss",
+        help="minimum distance from 0 and 1 in the log loss",
     )
     parser.add_argument(
         "--alpha",
         type=positive_float,
         default=ALPHA,
-        help="weight of a false positive in weighted precision",
+        help="weight of a false positive in the weighted precision",
     )
     parser.add_argument(
         "--resamples",
         type=non_negative_int,
         default=RESAMPLES,
-        help="of the videos, for the intervals; 0: none",
+        help="bootstrap resamples of the videos for the intervals; 0: no intervals",
     )
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument(
         "--plot", type=Path, help="write ROC, calibration and histogram to this PNG"
     )
     options = parser.parse_args(argv)
-    probabilities, answers = (
-        read_submission(options.submission),
-        read_labels(options.labels),
-    )
+    probabilities = read_submission(options.submission)
+    labels = read_labels(options.labels)
     settings = {
         "clip": options.clip,
         "alpha": options.alpha,
         "resamples": options.resamples,
     }
-    scores = score(probabilities, answers, **settings)
+    scores = score(probabilities, labels, **settings)
     print(scores)
     print(scores.table())
     print(
-        f"{scores.clipped} scores were clipped to at least {options.clip:g} from 0 and 1"
+        f"{scores.clipped} scores were clipped to at least {options.clip:g} "
+        "from 0 and 1"
     )
-    found = {"settings": settings, "all": scores.as_json(), "groups": {}}
+    results: dict = {"settings": settings, "all": scores.as_json(), "groups": {}}
     for column in options.group_by:
-        groups = score_groups(
-            probabilities, answers, read_column(options.labels, column), **settings
-        )
-        for value, each in groups.items():
-            print(f"{column} {value}: {each}")
-        found["groups"][column] = {
-            value: each.as_json() for value, each in groups.items()
+        values = read_column(options.labels, column)
+        groups = score_groups(probabilities, labels, values, **settings)
+        for value, group in groups.items():
+            print(f"{column} {value}: {group}")
+        results["groups"][column] = {
+            value: group.as_json() for value, group in groups.items()
         }
     if options.json:
         with atomic_file(options.json) as temporary:
-            temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+            temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     if options.plot:
-        names = list(answers)
-        draw(
-            np.array([answers[name] for name in names]),
-            np.array([probabilities[name] for name in names]),
-            options.plot,
-        )
+        y_true = np.array(list(labels.values()))
+        y_score = np.array([probabilities[name] for name in labels])
+        plot_scores(y_true, y_score, options.plot)
     return 0
 
 

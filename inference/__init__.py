@@ -1,1 +1,4 @@
-"""Videos and checkpoints to a submission. Reads from `training` and `preprocessing`; nothing reads from here."""
+"""From videos and checkpoints to a submission.
+
+Imports `training` and `preprocessing`; neither imports this package.
+"""

@@ -1,6 +1,7 @@
-"""From the probabilities of a video's faces to one label for the video.
+"""Aggregation: from the probabilities of a video's faces to one label for the video.
 
-`RULES` holds the ways to choose from; each takes the probabilities of FAKE of a video's faces, (K,) with K at least 1.
+`RULES` holds the available rules. Each takes the probabilities of FAKE of a video's
+faces, (K,) with K at least 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,11 +9,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 TOP_FACES = 8  # shown in a report
-NO_ANSWER = 0.5  # of a video without a face or that cannot be read, as in the winner's submission
+# The label of a video without a face or that cannot be read, as in the winner's
+# submission.
+NO_ANSWER = 0.5
 
 CONFIDENT_FAKE, CONFIDENT_REAL = 0.8, 0.2
 MIN_FAKES = 11  # the winner's setting, whatever the number of faces
-MAX_FACES = 127  # the winner made room for 4 x 32 faces and stopped one short of it
+MAX_FACES = 127  # the winner allocated 4 x 32 faces and filled one fewer at most
 
 SHARPNESS, CLIP, MIN_WEIGHT = 0.65, 0.01, 1e-4  # NtechLab's settings
 
@@ -20,8 +23,9 @@ SHARPNESS, CLIP, MIN_WEIGHT = 0.65, 0.01, 1e-4  # NtechLab's settings
 def winner(probabilities: np.ndarray) -> float:
     """The winner's confidence rule for one network.
 
-    The mean of the faces above 0.8 if they are more than 1 / 2.5 of all (rounded down) and more than 11; else the mean
-    of those below 0.2 if they are more than nine tenths; else the mean of all.
+    The mean of the faces above 0.8 if they are more than 1 / 2.5 of all (rounded down)
+    and more than 11; else the mean of those below 0.2 if they are more than nine
+    tenths; else the mean of all.
     """
     fakes = probabilities[probabilities > CONFIDENT_FAKE]
     reals = probabilities[probabilities < CONFIDENT_REAL]
@@ -33,15 +37,19 @@ def winner(probabilities: np.ndarray) -> float:
 
 
 def winner_exact(probabilities: np.ndarray) -> float:
-    """`winner` with two accidents of his code: faces after the 127th are dropped, and a single face raised an error there,
-    which scored 0.5."""
+    """`winner` with two bugs of the winner's code.
+
+    Faces after the 127th are dropped. A single face raised an error, which gave the
+    label 0.5.
+    """
     return NO_ANSWER if len(probabilities) == 1 else winner(probabilities[:MAX_FACES])
 
 
 def confidence(probabilities: np.ndarray) -> float:
-    """NtechLab's rule (third place): each probability is pushed away from a half, and counts as much as it was away.
+    """NtechLab's rule (third place): a mean weighted by confidence.
 
-    With d = p - 0.5, the mean of 0.5 + sign(d) |d|^0.65, clipped to 0.01..0.99, with the weights |d| + 0.0001.
+    With d = p - 0.5, the mean of 0.5 + sign(d) |d|^0.65, clipped to 0.01..0.99, with
+    the weights |d| + 0.0001.
     """
     distance = np.asarray(probabilities, np.float64) - 0.5
     sharpened = 0.5 + np.sign(distance) * np.abs(distance) ** SHARPNESS
@@ -56,13 +64,15 @@ RULES: dict[str, Callable[[np.ndarray], float]] = {
     "median": lambda probabilities: float(np.median(probabilities)),
     "confidence": confidence,
 }
-POOLED = {
-    "confidence"
-}  # applied once to the faces of all networks together, as NtechLab did
+# Rules applied once to the faces of all networks together, as NtechLab did.
+POOLED = {"confidence"}
 
 
 def ensemble_label(by_model: list[np.ndarray], rule: str = "winner") -> float:
-    """The submission's label: the mean over networks of the rule's answer for each; 0.5 where there is no face."""
+    """The submission's label: the mean over networks of the rule's label for each.
+
+    0.5 where there is no face.
+    """
     if not by_model or not len(by_model[0]):
         return NO_ANSWER
     if rule in POOLED:
@@ -73,6 +83,6 @@ def ensemble_label(by_model: list[np.ndarray], rule: str = "winner") -> float:
 def top_faces(
     probabilities: dict[str, Sequence[float]], count: int = TOP_FACES
 ) -> list[int]:
-    """The numbers of the faces with the highest mean over networks, highest first."""
+    """Indices of the top-k faces by their mean over networks, highest first."""
     means = np.mean(list(probabilities.values()), axis=0)
     return np.argsort(-means, kind="stable")[:count].tolist()

@@ -55,9 +55,9 @@ class Ensemble:
         settings: the input settings of each network.
         faces_settings: how faces are found, the same for all networks.
         sizes: the input sizes in pixels, ascending.
-        min_faces: faces to gather before a call. A GPU wants full batches; on a CPU each
-            video is scored alone, so that its scores do not depend, in the last digit,
-            on its neighbours.
+        min_faces: faces to gather before a call. A GPU wants full batches; on a CPU
+            each video is scored alone, so that its scores do not depend, in the last
+            digit, on its neighbours.
     """
 
     def __init__(self, paths: Sequence[Path], device: str):
@@ -74,7 +74,7 @@ class Ensemble:
         loaded = [load_classifier(path) for path in paths]
         self.settings = [settings for _, settings in loaded]
         self._models = [
-            model.to(self.device, self._dtype, memory_format=torch.channels_last)
+            model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
             for model, _ in loaded
         ]
         self._normalize = [

@@ -7,9 +7,9 @@ Reads  the videos in --test-dir (or one video file), the checkpoints WEIGHTS_DIR
 Writes the submission: filename,label with label = probability of FAKE
        submission.report.csv beside it: why a video has 0.5 or was read only in part
        --faces-csv FILE: every face's score; --report DIR: pages to look at
-Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolution, crops
-       centred on black, each network on all faces, his confidence rule for each network
-       (--rule for others), the mean over networks.
+Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolution,
+       crops centred on black, each network on all faces, his confidence rule for each
+       network (--rule for others), the mean over networks.
 """
 
 import argparse
@@ -127,9 +127,8 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     ):
         if isinstance(error, UserError):  # the video's own fault
             result = VideoFaces(reason=error_reason(error, path))
-        elif (
-            error is not None
-        ):  # a defect or the machine must not become a score of 0.5
+        elif error is not None:
+            # a defect or the machine must not become a score of 0.5
             raise error
         if isinstance(result, Prediction):
             keep([result])
@@ -172,8 +171,8 @@ def _make_task(
 ) -> tuple[Callable[[Path], VideoFaces | Prediction], ExecutorOptions]:
     """What is done for a video in a worker, and the worker's limits.
 
-    On a cluster each worker has its own networks; the ensemble here only shows that they
-    load.
+    On a cluster each worker has its own networks; the ensemble here only shows that
+    they load.
     """
     details = bool(options.report)
     if not executor.is_cluster:

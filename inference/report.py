@@ -1,13 +1,18 @@
-"""A report one can look at: `python -m inference.predict … --report DIR`.
+"""The HTML report: `python -m inference.predict … --report DIR`.
 
-Writes DIR/index.html        histogram and a sortable, searchable table of all videos; needs nothing beside it
-       DIR/videos/ID.html    a video's page: score over time for each network and person, its most suspicious faces, where
-                             the network looked (--grad-cam), what the container tells of its origin
+Writes DIR/index.html        histogram of the labels and a sortable, searchable table of
+                             all videos; self-contained
+       DIR/videos/ID.html    one video: score over time for each network and person, the
+                             faces with the highest scores, their Grad-CAM heatmaps
+                             (--grad-cam), the container's metadata
 
-A page is written when its video is done, so an interrupted run goes on; the index when all are. No page loads anything:
-pictures are inside, and a content security policy keeps names and tags, which come from strangers, from becoming more.
-Method: Grad-CAM (Selvaraju et al. 2017). A network that ends in an average pool and one linear layer needs no backward pass
-       for it: the weights are the layer's own (Zhou et al. 2016).
+A video's page is written when the video is done, so an interrupted run can be resumed;
+the index is written at the end. Pages load no other file: images are inlined. File
+names and tags are untrusted input: they are escaped, and a content security policy is
+the second line of defence.
+Method: Grad-CAM (Selvaraju et al. 2017). A network that ends in an average pool and one
+       linear layer needs no backward pass for it: the weights are the layer's own (Zhou
+       et al. 2016).
 """
 
 import base64
@@ -27,24 +32,32 @@ from preprocessing.tracking import track_faces
 from runtime.files import atomic_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-FACE_SIDE = 160  # pixels of a face's picture
+FACE_SIDE = 160  # pixels of a face's image
 BINS = 20
-# distinct in hue and in lightness, readable on light and dark ground (after Okabe and Ito, 2008)
+# Distinct in hue and in lightness, readable on a light and on a dark background (after
+# Okabe and Ito, 2008).
 COLOURS = ("#c24a00", "#0b7fc2", "#168f6d", "#b8568f", "#9c7a00", "#6f5fc9", "#7a7f86")
-DASHES = ("", "6 3", "2 3", "8 3 2 3")  # persons
+DASHES = ("", "6 3", "2 3", "8 3 2 3")  # one for each person
+TICKS = (0, 0.25, 0.5, 0.75, 1)
 
 
 class Report:
-    """The pages of one run, below `folder`. `rule` is the one that labels follow from."""
+    """The pages of one run.
+
+    Args:
+        folder: where the pages are written.
+        rule: one of `inference.aggregate.RULES`, which gives the labels.
+    """
 
     def __init__(self, folder: Path, rule: str):
-        self.folder, self._rule = folder, rule
+        self.folder = folder
+        self._rule = rule
         self._style = (TEMPLATES / "style.css").read_text()
 
     def write_video(
         self,
         entry: dict,
-        images: np.ndarray,
+        images: np.ndarray | None,
         provenance: dict[str, str],
         heatmaps: np.ndarray | None = None,
     ) -> None:
@@ -52,32 +65,27 @@ class Report:
 
         Args:
             entry: its line in the journal.
-            images: (K, S, S, 3) uint8 RGB, its faces as a network saw them.
+            images: (K, S, S, 3) uint8 RGB, its faces as network inputs; None for a
+                video without a face.
             provenance: facts of the container, in words.
-            heatmaps: (N, h, w) in 0..1, where the first network looked in the N most suspicious faces.
+            heatmaps: (N, h, w) in 0..1, Grad-CAM of the first network for the N faces
+                with the highest scores.
         """
         label = video_label(entry, self._rule)
-        name = escape(_printable(entry["filename"]))
-        sections = (
-            [self._networks(entry), _section("Score over time", _chart(entry))]
-            if entry["frames"]
-            else []
-        )
-        sections += (
-            [_section("Most suspicious faces", _faces(entry, images, heatmaps))]
-            if entry["frames"]
-            else []
-        )
-        sections.append(
-            _section(
-                "What the container says",
-                _definitions(provenance or {"container": "cannot be read"}),
-            )
-        )
+        sections = []
+        if images is not None:
+            faces = _faces(entry, images, heatmaps)
+            sections += [
+                self._networks(entry),
+                _section("Score over time", _chart(entry)),
+                _section("Faces with the highest scores", faces),
+            ]
+        facts = provenance or {"container": "cannot be read"}
+        sections.append(_section("Container metadata", _definitions(facts)))
         self._write(
             f"videos/{page_id(entry['filename'])}.html",
             "video.html",
-            name=name,
+            name=escape(_printable(entry["filename"])),
             summary=_summary(entry, label),
             sections="\n".join(sections),
         )
@@ -85,49 +93,55 @@ class Report:
     def write_index(self, entries: Iterable[dict]) -> None:
         """Write the table of all videos."""
         rows = []
+        labels = []  # of the videos with faces
         for entry in entries:
-            page = f"videos/{page_id(entry['filename'])}.html"
             label = round(video_label(entry, self._rule), 6)
+            if entry["frames"]:
+                labels.append(label)
             rows.append(
                 [
                     _printable(entry["filename"]),
                     label,
                     len(entry["frames"]),
                     entry["reason"],
-                    page,
+                    f"videos/{page_id(entry['filename'])}.html",
                     entry.get("thumbnail", ""),
                 ]
             )
-        labels = np.array([row[1] for row in rows if row[2]])
-        unanswered = sum(not row[2] for row in rows)
-        summary = f"{len(rows)} videos, {int((labels > 0.5).sum())} labelled fake (above 0.5), {unanswered} without an answer."
+        fakes = sum(label > 0.5 for label in labels)
+        unanswered = len(rows) - len(labels)
         self._write(
             "index.html",
             "index.html",
             count=len(rows),
-            summary=summary,
-            histogram=_histogram(labels),
+            summary=f"{len(rows)} videos, {fakes} labelled fake (above 0.5), "
+            f"{unanswered} without an answer.",
+            histogram=_histogram(np.array(labels)),
             data=json.dumps(rows).replace("<", "\\u003c"),
         )
 
     def _networks(self, entry: dict) -> str:
+        """The table of the networks: label and range of scores."""
         rows = []
         for name, scores in entry["probabilities"].items():
             label = ensemble_label([np.array(scores, np.float32)], self._rule)
-            cells = f'<td class="number">{label:.4f}</td><td class="number">{min(scores):.4f} to {max(scores):.4f}</td>'
-            rows.append(f'<tr><td class="name">{escape(name)}</td>{cells}</tr>')
-        head = "".join(
-            f'<th scope="col"{kind}>{title}</th>'
-            for title, kind in (
-                ("Network", ""),
-                ("Label", ' class="number"'),
-                ("Its faces", ' class="number"'),
+            cells = (
+                f'<td class="name">{escape(name)}</td>'
+                f'<td class="number">{label:.4f}</td>'
+                f'<td class="number">{min(scores):.4f} to {max(scores):.4f}</td>'
             )
+            rows.append(f"<tr>{cells}</tr>")
+        head = (
+            '<th scope="col">Network</th>'
+            '<th scope="col" class="number">Label</th>'
+            '<th scope="col" class="number">Scores of its faces</th>'
         )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        body = "".join(rows)
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return _section(
             "Networks",
-            f'<div class="scroll" role="region" aria-label="Networks" tabindex="0">{table}</div>',
+            '<div class="scroll" role="region" aria-label="Networks" tabindex="0">'
+            f"{table}</div>",
         )
 
     def _write(self, path: str, template: str, **values: object) -> None:
@@ -139,156 +153,171 @@ class Report:
 
 
 def page_id(filename: str) -> str:
-    """A name for a video's page that any file system and any address takes."""
+    """The name of a video's page, safe in any file system and any URL."""
     return hashlib.sha256(filename.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def thumbnail(image: np.ndarray) -> str:
-    """A small image (h, w, 3) uint8 RGB as a JPEG in base64."""
+    """A small image (h, w, 3) uint8 RGB as a base64 JPEG."""
     return _jpeg(image, 60)
 
 
 def _summary(entry: dict, label: float) -> str:
+    reason = escape(_printable(entry["reason"]))
     if not entry["frames"]:
-        return f"No answer ({NO_ANSWER}): {escape(_printable(entry['reason']))}"
-    kind = "fake" if label > 0.5 else "real"
+        return f"No answer ({NO_ANSWER}): {reason}"
+    verdict = "fake" if label > 0.5 else "real"
     frames = len(set(entry["frames"]))
-    reason = f" {escape(_printable(entry['reason']))}." if entry["reason"] else ""
     return (
-        f'<strong class="{kind}">{label:.4f}</strong>, labelled {kind}; {len(entry["frames"])} faces in {frames} frames.'
-        f"{reason}"
+        f'<strong class="{verdict}">{label:.4f}</strong>, labelled {verdict}; '
+        f"{len(entry['frames'])} faces in {frames} frames."
+        f"{f' {reason}.' if reason else ''}"
     )
 
 
 def _chart(entry: dict) -> str:
     """Scores over time as SVG, a line for each network and person, and its legend."""
-    people = track_faces(entry["frames"], entry["boxes"])
-    longest = max(max(entry["times"]), 1e-3)
+    probabilities = entry["probabilities"]
+    tracks = track_faces(entry["frames"], entry["boxes"])
+    persons = max(tracks) + 1
+    seconds = max(max(entry["times"]), 1e-3)
     lines, legend = [], []
-    for number, (name, scores) in enumerate(entry["probabilities"].items()):
-        for person in range(max(people) + 1):
-            hue = number if len(entry["probabilities"]) > 1 else person
-            colour, dash = COLOURS[hue % len(COLOURS)], DASHES[person % len(DASHES)]
-            style = f'stroke="{colour}" stroke-dasharray="{dash}" stroke-width="2" stroke-linecap="round" fill="none"'
-            places = [
-                f"{60 + 640 * time / longest:.1f} {200 - 180 * score:.1f}"
-                for time, score, who in zip(entry["times"], scores, people)
-                if who == person
+    for number, (name, scores) in enumerate(probabilities.items()):
+        for person in range(persons):
+            style = _line_style(number if len(probabilities) > 1 else person, person)
+            points = [
+                f"{60 + 640 * time / seconds:.1f} {200 - 180 * score:.1f}"
+                for time, score, track in zip(entry["times"], scores, tracks)
+                if track == person
             ]
-            # a face that is seen once is a line from its place to its place, which its round ends make a dot
-            lines.append(
-                f'<path d="M{"L".join(places if len(places) > 1 else 2 * places)}" {style}/>'
-            )
-            sample = f'<svg viewBox="0 0 32 10" aria-hidden="true"><path d="M2 5H30" {style}/></svg>'
-            who = f"person {person + 1}" if max(people) else ""
-            words = filter(
-                None,
-                (
-                    escape(name) if len(entry["probabilities"]) > 1 or not who else "",
-                    who,
-                ),
-            )
-            legend.append(f"<li>{sample}{', '.join(words)}</li>")
+            # a single point is drawn twice: a line of length 0 with round ends is a dot
+            points = points if len(points) > 1 else 2 * points
+            lines.append(f'<path d="M{"L".join(points)}" {style}/>')
+            words = [escape(name)] if len(probabilities) > 1 or persons == 1 else []
+            words += [f"person {person + 1}"] if persons > 1 else []
+            legend.append(_legend_item(style, ", ".join(words)))
+    label = f"Score of each face over {seconds:.1f} seconds"
+    return (
+        f'<svg viewBox="0 0 730 230" role="img" aria-label="{label}">'
+        f'{_chart_axes(seconds)}{"".join(lines)}</svg><ul class="legend">'
+        f"{''.join(legend)}</ul>"
+    )
+
+
+def _line_style(hue: int, person: int) -> str:
+    return (
+        f'stroke="{COLOURS[hue % len(COLOURS)]}" '
+        f'stroke-dasharray="{DASHES[person % len(DASHES)]}" '
+        'stroke-width="2" stroke-linecap="round" fill="none"'
+    )
+
+
+def _legend_item(style: str, text: str) -> str:
+    return (
+        '<li><svg viewBox="0 0 32 10" aria-hidden="true">'
+        f'<path d="M2 5H30" {style}/></svg>{text}</li>'
+    )
+
+
+def _chart_axes(seconds: float) -> str:
     axes = []
-    for value in (0, 0.25, 0.5, 0.75, 1):
-        y = 200 - 180 * value
+    for score in TICKS:
+        y = 200 - 180 * score
         axes.append(
-            f'<path class="axis" d="M60 {y}H700"/><text x="52" y="{y + 4}" text-anchor="end">{value:g}</text>'
+            f'<path class="axis" d="M60 {y}H700"/>'
+            f'<text x="52" y="{y + 4}" text-anchor="end">{score:g}</text>'
         )
     for share in (0, 0.5, 1):
         axes.append(
-            f'<text x="{60 + 640 * share}" y="222" text-anchor="middle">{longest * share:.1f} s</text>'
+            f'<text x="{60 + 640 * share}" y="222" text-anchor="middle">'
+            f"{seconds * share:.1f} s</text>"
         )
-    label = f"Score of each face over {longest:.1f} seconds"
-    svg = f'<svg viewBox="0 0 730 230" role="img" aria-label="{label}">{"".join(axes + lines)}</svg>'
-    return f'{svg}<ul class="legend">{"".join(legend)}</ul>'
+    return "".join(axes)
 
 
 def _faces(entry: dict, images: np.ndarray, heatmaps: np.ndarray | None) -> str:
-    names, items = list(entry["probabilities"]), []
-    people = track_faces(entry["frames"], entry["boxes"])
-    for place, face in enumerate(top_faces(entry["probabilities"])):
-        small = cv2.resize(
+    """The faces with the highest scores, with heatmaps for the first of them."""
+    names = list(entry["probabilities"])
+    tracks = track_faces(entry["frames"], entry["boxes"])
+    items = []
+    for rank, face in enumerate(top_faces(entry["probabilities"])):
+        image = cv2.resize(
             images[face], (FACE_SIDE, FACE_SIDE), interpolation=cv2.INTER_AREA
         )
         mean = np.mean([entry["probabilities"][name][face] for name in names])
-        where = f"at {entry['times'][face]:.2f} s" + (
-            f", person {people[face] + 1}" if max(people) else ""
-        )
-        pictures = [(small, f"Face {where}")]
-        if heatmaps is not None and place < len(heatmaps):
-            pictures.append(
-                (
-                    overlay(small, heatmaps[place]),
-                    f"Where {names[0]} looked in the face {where}",
-                )
-            )
-        shown = "".join(
-            f'<img src="data:image/jpeg;base64,{_jpeg(image, 80)}" alt="{escape(text)}">'
-            for image, text in pictures
-        )
+        where = f"at {entry['times'][face]:.2f} s"
+        if max(tracks):
+            where += f", person {tracks[face] + 1}"
+        tags = _img(image, f"Face {where}")
+        if heatmaps is not None and rank < len(heatmaps):
+            text = f"Grad-CAM heatmap of {names[0]}, face {where}"
+            tags += _img(overlay(image, heatmaps[rank]), text)
         items.append(
-            f'<li>{shown}<span>{mean:.4f}</span><span class="soft">{where}</span></li>'
+            f'<li>{tags}<span>{mean:.4f}</span><span class="soft">{where}</span></li>'
         )
-    note = (
-        f"Mean score over {len(names)} networks."
-        if len(names) > 1
-        else "Score of each face."
-    )
+    note = "Score of each face."
+    if len(names) > 1:
+        note = f"Mean score over {len(names)} networks."
     if heatmaps is not None:
-        note += f" The second picture shows in red what raised the score of {escape(names[0])} (Grad-CAM)."
+        note += (
+            f" The second image is the Grad-CAM heatmap of {escape(names[0])}: red "
+            "regions raised its score."
+        )
     return f'<p class="soft">{note}</p><ul class="faces">{"".join(items)}</ul>'
 
 
+def _img(image: np.ndarray, alt: str) -> str:
+    return f'<img src="data:image/jpeg;base64,{_jpeg(image, 80)}" alt="{escape(alt)}">'
+
+
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """A heatmap (h, w) in 0..1 over an image (H, W, 3) uint8 RGB."""
-    large = np.clip(
-        cv2.resize(
-            heatmap.astype(np.float32),
-            image.shape[1::-1],
-            interpolation=cv2.INTER_CUBIC,
-        ),
-        0,
-        1,
+    """A heatmap (h, w) in 0..1 blended over an image (H, W, 3) uint8 RGB."""
+    size = image.shape[1::-1]
+    resized = cv2.resize(
+        heatmap.astype(np.float32), size, interpolation=cv2.INTER_CUBIC
     )
-    colours = cv2.applyColorMap((255 * large).astype(np.uint8), cv2.COLORMAP_JET)[
-        ..., ::-1
-    ]
-    return (
-        image * (1 - 0.5 * large[..., None]) + colours * 0.5 * large[..., None]
-    ).astype(np.uint8)
+    large = np.clip(resized, 0, 1)
+    colours = cv2.applyColorMap((255 * large).astype(np.uint8), cv2.COLORMAP_JET)
+    weight = large[..., None]
+    blended = image * (1 - 0.5 * weight) + colours[..., ::-1] * 0.5 * weight
+    return blended.astype(np.uint8)
 
 
 def _histogram(labels: np.ndarray) -> str:
+    """The histogram of the labels as SVG."""
     counts, _ = np.histogram(labels, BINS, (0, 1))
-    most, bars = max(int(counts.max(initial=0)), 1), []
+    highest = max(int(counts.max(initial=0)), 1)
+    parts = []
     for number, count in enumerate(counts):
-        height = 120 * count / most
-        bars.append(
-            f'<rect class="bar" x="{41 + 33 * number}" y="{140 - height:.1f}" width="30" height="{height:.1f}"/>'
+        height = 120 * count / highest
+        parts.append(
+            f'<rect class="bar" x="{41 + 33 * number}" y="{140 - height:.1f}" '
+            f'width="30" height="{height:.1f}"/>'
         )
         if count:
-            bars.append(
-                f'<text x="{56 + 33 * number}" y="{134 - height:.1f}" text-anchor="middle">{count}</text>'
+            parts.append(
+                f'<text x="{56 + 33 * number}" y="{134 - height:.1f}" '
+                f'text-anchor="middle">{count}</text>'
             )
-    bars += [
-        f'<text x="{40 + 660 * value}" y="156" text-anchor="middle">{value:g}</text>'
-        for value in (0, 0.25, 0.5, 0.75, 1)
-    ]
-    bars.append('<path class="axis" d="M40 140H700"/>')
-    label = f"Histogram of {len(labels)} labels from 0, real, to 1, fake"
-    return f'<svg viewBox="0 -14 720 180" role="img" aria-label="{label}">{"".join(bars)}</svg>'
+    for label in TICKS:
+        parts.append(
+            f'<text x="{40 + 660 * label}" y="156" '
+            f'text-anchor="middle">{label:g}</text>'
+        )
+    parts.append('<path class="axis" d="M40 140H700"/>')
+    title = f"Histogram of {len(labels)} labels from 0, real, to 1, fake"
+    return (
+        f'<svg viewBox="0 -14 720 180" role="img" aria-label="{title}">'
+        f"{''.join(parts)}</svg>"
+    )
 
 
 def _definitions(facts: dict[str, str]) -> str:
-    return (
-        "<dl>"
-        + "".join(
-            f"<dt>{escape(key)}</dt><dd>{escape(_printable(value))}</dd>"
-            for key, value in facts.items()
-        )
-        + "</dl>"
-    )
+    items = [
+        f"<dt>{escape(key)}</dt><dd>{escape(_printable(value))}</dd>"
+        for key, value in facts.items()
+    ]
+    return f"<dl>{''.join(items)}</dl>"
 
 
 def _section(title: str, content: str) -> str:
@@ -296,14 +325,14 @@ def _section(title: str, content: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Bytes of a file name that are no UTF-8 as the replacement character, which any program can write."""
+    """Replace surrogate escapes (bytes of a file name that are not UTF-8) by U+FFFD."""
     return "".join(
         "\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text
     )
 
 
 def _jpeg(image: np.ndarray, quality: int) -> str:
-    _, data = cv2.imencode(
-        ".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
-    return base64.b64encode(data).decode()
+    """An image (h, w, 3) uint8 RGB as a base64 JPEG."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], options)
+    return base64.b64encode(encoded.tobytes()).decode()

@@ -1,8 +1,8 @@
 """What a prediction run keeps and writes.
 
 `Journal` is the run's memory: CSV.partial.jsonl, one line for each finished video with
-every face's score. An interrupted run continues from it. The tables are views of it, and
-when they are complete it is deleted.
+every face's score. An interrupted run continues from it. The tables are views of it,
+and when they are complete it is deleted.
 
 Writes submission.csv          filename,label: probability of FAKE, sorted by name
        submission.report.csv   filename,faces,reason: only videos with a reason
@@ -58,8 +58,8 @@ class Journal:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, entry: dict) -> None:
-        """Append a video: filename, reason, frames, times, boxes, probabilities by model,
-        and thumbnail for a report.
+        """Append a video: filename, reason, frames, times, boxes, probabilities by
+        model, and thumbnail for a report.
 
         Raises:
             MachineError: the disk refuses it.

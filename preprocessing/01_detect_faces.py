@@ -1,18 +1,22 @@
-"""Step 1: find the faces in every 10th frame of each REAL video.
+"""Step 1: detect the faces in every 10th frame of each REAL video.
 
     python -m preprocessing.01_detect_faces --root-dir DATA
 
 Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
-Writes DATA/boxes/{video}.json = {"0": [[x1, y1, x2, y2], …], "10": null, …}: frame number to boxes in pixels of the
-       half-resolution frame, largest face first; null where none was found
-Method: the winner's: MTCNN with thresholds 0.85/0.95/0.95 on frames of half resolution. He examined every frame;
-       step 2 uses every 10th, so only those are examined here, with the same boxes.
+Writes DATA/boxes/{video}.json = {"0": [[x1, y1, x2, y2], …], "10": null, …}: frame
+       number to boxes in pixels of the half-resolution frame, largest face first; null
+       where no face was detected
+Method: the winner's: MTCNN with thresholds 0.85/0.95/0.95 on half-resolution frames. He
+       processed every frame. Step 2 uses every 10th, so only those are processed here,
+       with the same boxes.
 """
 
 import json
 import sys
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from preprocessing.dataset import Video
 from preprocessing.dfdc import read_dataset
@@ -25,7 +29,7 @@ from runtime.device import add_device_option
 from runtime.files import atomic_file
 
 FRAME_STEP = 10  # the winner's setting: crops come from frames 0, 10, 20, …
-BATCH = 32  # frames given to the detector at a time, the winner's setting; see FaceDetector on why it matters
+BATCH_SIZE = 32  # the winner's setting; it affects the boxes, see `FaceDetector`
 
 
 def detect_faces(video: Video, root: Path, device: str) -> None:
@@ -36,16 +40,17 @@ def detect_faces(video: Video, root: Path, device: str) -> None:
     """
     detector = load_detector(TRAINING_THRESHOLDS, device)
     boxes: dict[int, list | None] = {}
-    batch: dict[int, object] = {}
+    batch: dict[int, np.ndarray] = {}
 
     def flush() -> None:
-        for number, faces in zip(batch, detector(list(batch.values()), together=True)):
+        detections = detector(list(batch.values()), batched_nms=True)
+        for number, faces in zip(batch, detections):
             boxes[number] = faces.boxes.tolist() or None
         batch.clear()
 
     for number, frame in read_frames(video.path, range(0, sys.maxsize, FRAME_STEP)):
         batch[number] = half_size(frame)
-        if len(batch) == BATCH:
+        if len(batch) == BATCH_SIZE:
             flush()
     flush()
     if not boxes:

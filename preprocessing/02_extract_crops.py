@@ -1,10 +1,12 @@
-"""Step 2: cut the faces out of every 10th frame of each video, REAL and FAKE, with the REAL video's boxes.
+"""Step 2: crop the faces from every 10th frame of each REAL or FAKE video.
 
     python -m preprocessing.02_extract_crops --root-dir DATA
 
 Reads  DATA/boxes/{original}.json from step 1, and the videos
-Writes DATA/crops/{video}/{frame}_{actor}.png, full resolution; actor 0 is the largest face in its frame
-Method: the winner's: boxes doubled and truncated to whole pixels, a third of the box added on each side, clipped to the
+Writes DATA/crops/{video}/{frame}_{actor}.png, full resolution; actor 0 is the largest
+       face in its frame
+Method: the winner's: a fake is cropped with its original's boxes, doubled, truncated to
+       whole pixels, with a margin of a third of the box on each side, clipped to the
        frame. He stopped after frame 310; here a video is read to its end.
 """
 
@@ -21,33 +23,36 @@ from preprocessing.video import probe, read_frames
 from runtime.cli import UserError, run_main
 from runtime.files import atomic_folder
 
-FRAME_STEP = (
-    10  # boxes that the winner's own script made hold every frame; only these are cut
-)
+# Boxes from the winner's own script cover every frame; only every 10th is cropped.
+FRAME_STEP = 10
 
 
 def extract_crops(video: Video, root: Path) -> None:
-    """Write one video's crops, and the reasons why some, or all, are missing.
+    """Write one video's crops, and the skip reasons of those that are missing.
 
     Raises:
-        UserError: there are no boxes for its original.
+        UserError: there are no boxes for its original, or none of the frames with a
+            face can be decoded.
         VideoError: the video cannot be read.
     """
-    searched = {
-        number: found
-        for number, found in read_boxes(root, video).items()
+    detections = {
+        number: frame_boxes
+        for number, frame_boxes in read_boxes(root, video).items()
         if number % FRAME_STEP == 0
     }
-    boxes = {number: found for number, found in searched.items() if found}
-    seen, skipped = 0, [] if boxes else [f"no face found in {len(searched)} frames"]
-    announced = len(range(0, probe(video.path).frames, FRAME_STEP))
-    if not video.is_fake and len(searched) < announced:
+    boxes = {
+        number: frame_boxes for number, frame_boxes in detections.items() if frame_boxes
+    }
+    skipped = [] if boxes else [f"no face found in {len(detections)} frames"]
+    expected = len(range(0, probe(video.path).frames, FRAME_STEP))
+    if not video.is_fake and len(detections) < expected:
         skipped.append(
-            f"only {len(searched)} of {announced} frames could be decoded in step 1"
+            f"only {len(detections)} of {expected} frames could be decoded in step 1"
         )
+    decoded = 0
     with atomic_folder(crops_dir(root, video.name), skipped) as folder:
         for number, frame in read_frames(video.path, sorted(boxes)):
-            seen += 1
+            decoded += 1
             for actor, box in enumerate(boxes[number]):
                 crop = crop_face(frame, box)
                 if crop.size:
@@ -55,29 +60,33 @@ def extract_crops(video: Video, root: Path) -> None:
                 else:
                     height, width = frame.shape[:2]
                     skipped.append(
-                        f"frame {number}, face {actor}: outside the {width}x{height} frame, no crop"
+                        f"frame {number}, face {actor}: "
+                        f"outside the {width}x{height} frame, no crop"
                     )
-        if boxes and not seen:
+        if boxes and not decoded:
             raise UserError(
                 f"{video.path}: none of the frames with a face could be decoded"
             )
-        if seen < len(boxes):
+        if decoded < len(boxes):
             skipped.append(
-                f"only {seen} of the {len(boxes)} frames with a face could be decoded"
+                f"only {decoded} of the {len(boxes)} frames with a face "
+                "could be decoded"
             )
 
 
 def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
-    """Frame number to boxes (x1, y1, x2, y2) in half-resolution pixels of the video's original.
+    """Read the boxes of a video's original.
+
+    Returns:
+        frame number to boxes (x1, y1, x2, y2) in half-resolution pixels, or None.
 
     Raises:
-        UserError: step 1 has made no boxes for it, or the file is damaged.
+        UserError: step 1 has written no boxes for it, or the file is damaged.
     """
     path = boxes_path(root, video.original)
     try:
-        return {
-            int(number): found for number, found in json.loads(path.read_text()).items()
-        }
+        entries = json.loads(path.read_text()).items()
+        return {int(number): boxes for number, boxes in entries}
     except OSError as error:
         raise UserError(
             f"{video.path}: there is no {path}; see why step 1 failed on that video"

@@ -1,12 +1,14 @@
-"""Step 3: find five facial landmarks in each crop of the REAL videos.
+"""Step 3: detect five facial landmarks in each crop of the REAL videos.
 
     python -m preprocessing.03_extract_landmarks --root-dir DATA
 
 Reads  DATA/crops/{video}/*.png of the REAL videos, from step 2
-Writes DATA/landmarks/{video}/{frame}_{actor}.npy: int16 (5, 2), x and y in crop pixels: the two eyes, the nose, the two
-       corners of the mouth, left before right as the viewer shared_path them; no file where no face is found
-Method: the winner's: MTCNN with thresholds 0.65/0.75/0.75 on the whole crop, the largest face, rounded. A fake uses its
-       original's landmarks, because its crops are cut with the same boxes.
+Writes DATA/landmarks/{video}/{frame}_{actor}.npy: int16 (5, 2), x and y in crop pixels
+       of both eyes, the nose and both corners of the mouth, the viewer's left before
+       right; no file where no face is detected
+Method: the winner's: MTCNN with thresholds 0.65/0.75/0.75 on the whole crop, the
+       largest face, rounded. A fake uses its original's landmarks, because its crops
+       come from the same boxes.
 """
 
 from functools import partial
@@ -24,7 +26,7 @@ from runtime.cli import run_main
 from runtime.device import add_device_option
 from runtime.files import atomic_folder
 
-BATCH = 16  # crops in memory at a time
+BATCH_SIZE = 16  # crops in memory at a time
 
 
 def extract_landmarks(video: Video, root: Path, device: str) -> None:
@@ -36,16 +38,13 @@ def extract_landmarks(video: Video, root: Path, device: str) -> None:
     detector = load_detector(LANDMARK_THRESHOLDS, device)
     with atomic_folder(landmarks_dir(root, video.name)) as folder:
         paths = sorted(crops_dir(root, video.name).glob("*.png"))
-        for start in range(0, len(paths), BATCH):
-            batch = paths[start : start + BATCH]
-            for path, faces in zip(
-                batch, detector([read_image(path) for path in batch])
-            ):
+        for start in range(0, len(paths), BATCH_SIZE):
+            batch = paths[start : start + BATCH_SIZE]
+            detections = detector([read_image(path) for path in batch])
+            for path, faces in zip(batch, detections):
                 if len(faces):
-                    write_array(
-                        folder / f"{path.stem}.npy",
-                        np.around(faces.landmarks[0]).astype(np.int16),
-                    )
+                    landmarks = np.around(faces.landmarks[0]).astype(np.int16)
+                    write_array(folder / f"{path.stem}.npy", landmarks)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     add_device_option(parser)
     options = parser.parse_args(argv)
     dataset = read_dataset(options.root_dir)
-    cut = cropped_videos(dataset.root)
+    cropped = cropped_videos(dataset.root)
     return run_step(
         partial(extract_landmarks, root=dataset.root, device=options.device),
-        [video for video in dataset.reals if video.name in cut],
+        [video for video in dataset.reals if video.name in cropped],
         lambda video: landmarks_dir(dataset.root, video.name),
         options,
         "3 extract landmarks",

@@ -3,10 +3,12 @@
     python -m preprocessing.05_make_folds --root-dir DATA
 
 Reads  DATA/dfdc_train_part_N/metadata.json and the names below DATA/crops
-Writes DATA/folds.csv: video,file,label,original,frame,fold; label 0 is REAL and 1 is FAKE
-Method: the winner's 16 folds by part number: fold i holds parts 3i to 3i + 2, the last one all from 45 up. DFDC's actors
-       do not cross parts, so a fold's faces are new to a network trained on the others. A fake goes where its original
-       goes. He listed two actors and frames up to 310, and only real videos with a fake; here all are listed.
+Writes DATA/folds.csv: video,file,label,original,frame,fold; label 0 is REAL, 1 is FAKE
+Method: the winner's 16 folds by part number: fold i holds parts 3i to 3i + 2, the last
+       one all parts from 45. In DFDC no actor appears in two parts, so a network
+       trained on the other folds has not seen a fold's faces. A fake is in the fold of
+       its original. He listed two actors, frames up to 310, and only real videos that
+       have a fake; here all are listed.
 """
 
 import os
@@ -26,7 +28,7 @@ from runtime.cli import UserError, run_main
 from runtime.files import write_csv
 
 FOLDS = 16
-PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the parts left over join the last fold
+PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the remaining parts go to the last fold
 
 
 def fold_of_part(part: int) -> int:
@@ -35,31 +37,29 @@ def fold_of_part(part: int) -> int:
 
 
 def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
-    """All crops in order: the number of each one's video in `dataset.videos`, and its file name."""
-    numbers, files = array("i"), []
-    there = cropped_videos(dataset.root)
-    for number, video in enumerate(
-        tqdm(dataset.videos, desc="5 make folds", unit="video")
-    ):
-        if video.name in there:
-            found = sorted(
-                map(sys.intern, os.listdir(crops_dir(dataset.root, video.name)))
-            )
-            found = [name for name in found if name.endswith(".png")]
-            numbers.extend([number] * len(found))
-            files += found
-    return numbers, files
+    """List all crops in order: index of its video in `dataset.videos`, file name."""
+    video_indices: array[int] = array("i")
+    files: list[str] = []
+    cropped = cropped_videos(dataset.root)
+    progress = tqdm(dataset.videos, desc="5 make folds", unit="video")
+    for index, video in enumerate(progress):
+        if video.name in cropped:
+            names = os.listdir(crops_dir(dataset.root, video.name))
+            crops = [name for name in sorted(names) if name.endswith(".png")]
+            video_indices.extend([index] * len(crops))
+            files += map(sys.intern, crops)
+    return video_indices, files
 
 
 def fold_rows(
-    dataset: Dataset, numbers: array, files: list[str], seed: int
+    dataset: Dataset, video_indices: array, files: list[str], seed: int
 ) -> Iterator[list]:
     """One row of `COLUMNS` for each crop, shuffled by `seed`."""
     parts = {video.name: video.part for video in dataset.videos}
     order = array("i", range(len(files)))
     random.Random(seed).shuffle(order)
-    for place in order:
-        video, file = dataset.videos[numbers[place]], files[place]
+    for position in order:
+        video, file = dataset.videos[video_indices[position]], files[position]
         frame = int(file.split("_")[0])
         yield [
             video.name,
@@ -73,19 +73,18 @@ def fold_rows(
 
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
-    parser.add_argument(
-        "--seed", type=int, default=777, help="of the order of the rows"
-    )
+    parser.add_argument("--seed", type=int, default=777, help="seed of the row order")
     options = parser.parse_args(argv)
     dataset = read_dataset(options.root_dir)
-    numbers, files = list_crops(dataset)
+    video_indices, files = list_crops(dataset)
     if not files:
         raise UserError(
-            f"{dataset.root / 'crops'}: holds no crops of these videos; run steps 1 and 2 first"
+            f"{dataset.root / 'crops'}: holds no crops of these videos; "
+            "run steps 1 and 2 first"
         )
     path = folds_path(dataset.root)
-    write_csv(path, COLUMNS, fold_rows(dataset, numbers, files, options.seed))
-    fakes = sum(dataset.videos[number].is_fake for number in numbers)
+    write_csv(path, COLUMNS, fold_rows(dataset, video_indices, files, options.seed))
+    fakes = sum(dataset.videos[index].is_fake for index in video_indices)
     print(f"5 make folds: {len(files) - fakes} real and {fakes} fake crops in {path}")
     return 0
 

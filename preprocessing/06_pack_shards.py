@@ -1,14 +1,20 @@
-"""Step 6, optional: pack the crops into WebDataset shards, some large tar files instead of millions of small files.
+"""Step 6, optional: pack the crops into WebDataset shards.
 
-    python -m preprocessing.06_pack_shards --root-dir DATA        then: training.train --format wds
+    python -m preprocessing.06_pack_shards --root-dir DATA
+
+A few large tar files replace millions of small files. `training.train --format wds`
+reads them.
 
 Reads  DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs
-Writes DATA/shards/fold-NN-{real,fake}-NNNNN.tar: for each crop NNNNNNNN.png, .npy (landmarks, if any), .diff.png (if any),
-       byte for byte as they were, and .json (its row of folds.csv); .csv beside each: the rows with shard,offset,size;
-       DATA/shards/index.csv: all of those. When folds.csv or --shard-crops changes, all are packed again.
-Method: WebDataset's format (github.com/webdataset/webdataset): tar files, in which what belongs together has one name up to
-       the first dot. Real and fake crops and folds lie apart, so that training reads just the shards that it needs, and crops
-       lie in the shuffled order of folds.csv, so that neighbours are of different videos.
+Writes DATA/shards/fold-NN-{real,fake}-NNNNN.tar: for each crop NNNNNNNN.png, .npy
+       (landmarks, if any) and .diff.png (if any), byte for byte, and .json (its row of
+       folds.csv); a .csv for each: the rows with shard,offset,size;
+       DATA/shards/index.csv: all of those rows. If folds.csv or --shard-crops changes,
+       all shards are packed again.
+Method: WebDataset's format (github.com/webdataset/webdataset): tar files in which the
+       files of a sample share the name up to the first dot. Shards are separate by fold
+       and label, so that training reads only those it needs. Crops are in the shuffled
+       order of folds.csv, so that neighbours come from different videos.
 """
 
 import csv
@@ -36,18 +42,21 @@ from preprocessing.step import run_step, step_parser
 from runtime.cli import UserError, positive_int, run_main
 from runtime.files import atomic_file, open_csv, write_csv
 
-SHARD_CROPS = 2000  # some 250 MB of DFDC's, landmarks and diffs included
+SHARD_CROPS = 2000  # about 250 MB for DFDC, including landmarks and diffs
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The `number`-th shard of the real (label 0) or fake crops of a fold. `path` is its index; the tar file lies beside it."""
+    """The `number`-th shard of the real (label 0) or fake (label 1) crops of a fold.
+
+    `path` is its index, a CSV file; the tar file is next to it.
+    """
 
     path: Path
     fold: int
     label: int
     number: int
-    crops: int  # at most
+    max_crops: int
 
     @property
     def name(self) -> str:
@@ -59,47 +68,50 @@ class Shard:
 
 
 def plan_shards(crops: CropTable, folder: Path, shard_crops: int) -> list[Shard]:
-    """The shards of all crops, by fold, kind and number."""
+    """The shards of all crops, by fold, label and number."""
     shards = []
     for fold in np.unique(crops["fold"]).tolist():
-        for label, kind in ((0, "real"), (1, "fake")):
-            for number in range(-(-len(_rows_of(crops, fold, label)) // shard_crops)):
-                path = folder / f"fold-{fold:02}-{kind}-{number:05}.csv"
+        for label, label_name in ((0, "real"), (1, "fake")):
+            num_crops = len(_select_rows(crops, fold, label))
+            for number in range(-(-num_crops // shard_crops)):
+                path = folder / f"fold-{fold:02}-{label_name}-{number:05}.csv"
                 shards.append(Shard(path, fold, label, number, shard_crops))
     return shards
 
 
 def pack_shard(shard: Shard, root: Path, digest: str) -> None:
-    """Write one shard of the folds.csv with this digest, and then its index.
+    """Write one shard, and then its index.
+
+    Args:
+        digest: SHA-256 of folds.csv, the key under which a worker caches its table.
 
     Raises:
-        UserError: a crop is not there any more.
+        UserError: a crop does not exist any more.
     """
     crops = _read_crops(root, digest)
-    mine = _rows_of(crops, shard.fold, shard.label)[shard.number * shard.crops :][
-        : shard.crops
-    ]
+    start = shard.number * shard.max_crops
+    selected = _select_rows(crops, shard.fold, shard.label)
+    selected = selected[start : start + shard.max_crops]
     rows = []
     with (
         atomic_file(shard.tar) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for number, row in enumerate(mine.tolist()):
-            start = tar.offset
+        for number, row in enumerate(selected.tolist()):
+            offset = tar.offset
             values = {column: _value(crops, column, row) for column in COLUMNS}
-            for ending, data in (
-                *_files(crops, row),
-                ("json", json.dumps(values).encode()),
-            ):
-                entry = tarfile.TarInfo(f"{number:08}.{ending}")
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-            rows.append([*values.values(), shard.tar.name, start, tar.offset - start])
+            metadata = json.dumps(values).encode()
+            for extension, data in (*_read_files(crops, row), ("json", metadata)):
+                member = tarfile.TarInfo(f"{number:08}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            size = tar.offset - offset
+            rows.append([*values.values(), shard.tar.name, offset, size])
     write_csv(shard.path, COLUMNS + SHARD_COLUMNS, rows)
 
 
-def _files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
-    """The files of a crop by their endings."""
+def _read_files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
+    """Extension and bytes of each file of a crop."""
     files = crops.files(row)
     try:
         yield "png", files.png.read_bytes()
@@ -107,38 +119,38 @@ def _files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
         raise UserError(
             f"{files.png}: cannot be read ({error.strerror}); run steps 2 and 5 again"
         ) from error
-    for ending, path in (("npy", files.npy), ("diff.png", files.diff)):
+    for extension, path in (("npy", files.npy), ("diff.png", files.diff)):
         if path.exists():
-            yield ending, path.read_bytes()
+            yield extension, path.read_bytes()
 
 
 def _value(crops: CropTable, column: str, row: int) -> str | int:
-    return (
-        crops.name(column, row) if column in STRING_COLUMNS else int(crops[column][row])
-    )
+    if column in STRING_COLUMNS:
+        return crops.name(column, row)
+    return int(crops[column][row])
 
 
-def _rows_of(crops: CropTable, fold: int, label: int) -> np.ndarray:
+def _select_rows(crops: CropTable, fold: int, label: int) -> np.ndarray:
     return np.flatnonzero((crops["fold"] == fold) & (crops["label"] == label))
 
 
 @cache
 def _read_crops(root: Path, digest: str) -> CropTable:
-    """Once in each worker and for each state of folds.csv, instead of the rows of each shard with each."""
+    """Read folds.csv once per worker and version, so that tasks need not carry rows."""
     return read_crop_table(root)
 
 
-def _begin(folder: Path, made_from: dict) -> None:
-    """Forget shards that were made of another folds.csv or at another size."""
-    note = folder / "made_from.json"
-    if not note.exists() or json.loads(note.read_text()) != made_from:
+def _remove_outdated(folder: Path, source: dict[str, str | int]) -> None:
+    """Remove shards that were packed from another folds.csv or with another size."""
+    path = folder / "made_from.json"
+    if not path.exists() or json.loads(path.read_text()) != source:
         shutil.rmtree(folder, ignore_errors=True)
-        with atomic_file(note) as temporary:
-            temporary.write_text(json.dumps(made_from))
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(source))
 
 
 def _index_rows(shards: list[Shard]) -> Iterator[list[str]]:
-    """The rows of the shards' own tables."""
+    """The rows of all shards' indices."""
     for shard in shards:
         with open_csv(shard.path) as file:
             yield from list(csv.reader(file))[1:]
@@ -150,13 +162,14 @@ def main(argv: list[str] | None = None) -> int:
         "--shard-crops",
         type=positive_int,
         default=SHARD_CROPS,
-        help="crops in a shard, at most",
+        help="maximum number of crops in a shard",
     )
     options = parser.parse_args(argv)
     root = options.root_dir
     crops, index = read_crop_table(root), shard_index_path(root)
     digest = hashlib.sha256(folds_path(root).read_bytes()).hexdigest()
-    _begin(index.parent, {"folds.csv": digest, "shard_crops": options.shard_crops})
+    source = {"folds.csv": digest, "shard_crops": options.shard_crops}
+    _remove_outdated(index.parent, source)
     shards = plan_shards(crops, index.parent, options.shard_crops)
     status = run_step(
         partial(pack_shard, root=root, digest=digest),
@@ -169,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     if all(shard.path.exists() for shard in shards):
         write_csv(index, COLUMNS + SHARD_COLUMNS, _index_rows(shards))
         print(
-            f"6 pack shards: {len(crops)} crops in {len(shards)} shards, listed in {index}"
+            f"6 pack shards: {len(crops)} crops in {len(shards)} shards, "
+            f"listed in {index}"
         )
     return status
 

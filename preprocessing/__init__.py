@@ -1,1 +1,4 @@
-"""Raw DFDC videos to face crops on disk. Reads nothing from `training` or `inference`; both read from here."""
+"""Preprocessing: from raw DFDC videos to face crops on disk.
+
+Imports nothing from `training` or `inference`; both import from here.
+"""

@@ -1,9 +1,12 @@
-"""All preprocessing steps, one after the other, in the same workers: they import and load once. Step 6 if --format asks.
+"""Run all preprocessing steps in the same workers; step 6 only with --format wds.
 
     python -m preprocessing --root-dir DATA
 
+The workers import modules and load networks only once.
+
 Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
-Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv, shards}; `--help` of each step says more
+Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv, shards}; see the
+       `--help` of each step
 """
 
 import sys
@@ -15,7 +18,7 @@ from runtime.cli import run_main
 from runtime.device import add_device_option
 from runtime.executor import executor_arguments, executor_options, persistent_workers
 
-PACKING = "06_pack_shards"
+PACK_STEP = "06_pack_shards"
 STEPS = (
     "01_detect_faces",
     "02_extract_crops",
@@ -23,7 +26,7 @@ STEPS = (
     "04_make_diffs",
     "05_make_folds",
 )
-DETECTING = ("01_detect_faces", "03_extract_landmarks")
+DETECTOR_STEPS = ("01_detect_faces", "03_extract_landmarks")  # have a --device option
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         "--format",
         choices=FORMATS,
         default="files",
-        help="of the crops for training: files, or WebDataset "
-        "shards as well, some large files for a file system that does not like millions",
+        help="format of the crops for training: files, or also WebDataset shards, "
+        "a few large files for a file system that is slow with millions of small ones",
     )
     options = parser.parse_args(argv)
     common = [
@@ -45,13 +48,13 @@ def main(argv: list[str] | None = None) -> int:
         *executor_arguments(options),
     ]
     with persistent_workers(executor_options(options)):
-        for step in (*STEPS, PACKING) if options.format == "wds" else STEPS:
-            device = ["--device", options.device] if step in DETECTING else []
-            if status := import_module(f"preprocessing.{step}").main(
-                [*map(str, common), *device]
-            ):
+        for step in (*STEPS, PACK_STEP) if options.format == "wds" else STEPS:
+            device = ["--device", options.device] if step in DETECTOR_STEPS else []
+            step_main = import_module(f"preprocessing.{step}").main
+            if status := step_main([*map(str, common), *device]):
                 print(
-                    f"{step}: too many videos failed, see above; the steps after it were not run",
+                    f"{step}: too many videos failed, see above; "
+                    "the steps after it were not run",
                     file=sys.stderr,
                 )
                 return status

@@ -1,10 +1,12 @@
-"""Optional: re-encode a DFDC folder at random quality, so that networks also see strongly compressed videos.
+"""Optional: re-encode a DFDC folder at random quality, to train on compressed videos.
 
-    python -m preprocessing.compress_videos --root-dir DATA --output-dir DATA_COMPRESSED
+    python -m preprocessing.compress_videos --root-dir DATA --output-dir OUT
 
 Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
-Writes OUT/dfdc_train_part_N/{metadata.json, *.mp4}: a DFDC folder again, for preprocess_data.sh; sound is left out
-Method: the winner's: H.264 with a constant rate factor drawn from 23, 28 and 32 for each video.
+Writes OUT/dfdc_train_part_N/{metadata.json, *.mp4}: another DFDC folder, for
+       preprocess_data.sh; without audio
+Method: the winner's: H.264 with a constant rate factor drawn from 23, 28 and 32 for
+       each video.
 """
 
 import random
@@ -21,7 +23,7 @@ from preprocessing.video import VideoError, decode, open_video
 from runtime.cli import UserError, run_main
 from runtime.files import atomic_file
 
-RATE_FACTORS = (23, 28, 32)  # the winner's; higher is smaller and worse
+RATE_FACTORS = (23, 28, 32)  # the winner's; higher means smaller and lower quality
 
 
 def compressed_file(video: Video, output: Path) -> Path:
@@ -29,33 +31,33 @@ def compressed_file(video: Video, output: Path) -> Path:
 
 
 def compress_video(video: Video, output: Path, seed: int) -> None:
-    """Re-encode one video. Its quality follows from its name and the seed.
+    """Re-encode one video. Its quality is determined by its name and the seed.
 
     Raises:
-        VideoError: the video cannot be read, or holds no frame.
+        VideoError: the video cannot be read, or no frame can be decoded.
     """
-    quality = random.Random(f"{seed} {video.name}").choice(RATE_FACTORS)
+    rate_factor = random.Random(f"{seed} {video.name}").choice(RATE_FACTORS)
     with atomic_file(compressed_file(video, output)) as temporary:
         with (
             open_video(video.path) as source,
             av.open(str(temporary), "w", format="mp4") as target,
         ):
             stream = source.streams.video[0]
+            rate = stream.average_rate
+            assert rate is not None, f"{video.path}: no frame rate"
             encoder = target.add_stream(
                 "libx264",
-                rate=stream.average_rate,
-                options={"crf": str(quality), "threads": "1"},
+                rate=rate,
+                options={"crf": str(rate_factor), "threads": "1"},
             )
-            encoder.width, encoder.height = (
-                stream.width - stream.width % 2,
-                stream.height - stream.height % 2,
-            )
+            encoder.width = stream.width - stream.width % 2
+            encoder.height = stream.height - stream.height % 2
             encoder.pix_fmt = "yuv420p"
             frames = 0
             for frame in decode(source, stream):
-                # evenly spaced by the frame rate, so that frame numbers stay those of the source
+                # constant frame rate, which keeps the frame numbers of the source
                 frame = frame.reformat(encoder.width, encoder.height, "yuv420p")
-                frame.pts, frame.time_base = frames, 1 / stream.average_rate
+                frame.pts, frame.time_base = frames, 1 / rate
                 target.mux(encoder.encode(frame))
                 frames += 1
             target.mux(encoder.encode())
@@ -66,10 +68,10 @@ def compress_video(video: Video, output: Path, seed: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     parser.add_argument(
-        "--output-dir", type=Path, required=True, help="a new DFDC folder"
+        "--output-dir", type=Path, required=True, help="new DFDC folder"
     )
     parser.add_argument(
-        "--seed", type=int, default=777, help="of the quality of each video"
+        "--seed", type=int, default=777, help="seed of the videos' quality"
     )
     options = parser.parse_args(argv)
     if options.output_dir.resolve() == options.root_dir.resolve():

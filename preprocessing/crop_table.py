@@ -1,17 +1,20 @@
-"""The table of all crops, as step 5 and step 6 write it, in memory: 20 bytes a crop, 36 where it lies in a shard.
+"""In-memory table of all crops, as written by step 5 or step 6.
 
 Reads DATA/folds.csv           video,file,label,original,frame,fold
-      DATA/shards/index.csv    the same and shard,offset,size: where step 6 packed the crop
+      DATA/shards/index.csv    the same and shard,offset,size: where step 6 packed the
+                               crop
 
-Names stand once; a row refers to them by number. Two million crops take 40 MB, and PyTorch's loader processes share them.
+A row takes 20 bytes, or 36 for a crop in a shard. Each distinct name is stored once,
+and rows refer to it by index. Two million crops take 40 MB, which PyTorch's data loader
+workers share.
 """
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,20 +28,21 @@ from preprocessing.layout import (
 from runtime.cli import UserError
 from runtime.files import open_csv
 
+if TYPE_CHECKING:
+    import torch
+
 FORMATS = ("files", "wds")
 COLUMNS = ["video", "file", "label", "original", "frame", "fold"]
-SHARD_COLUMNS = [
-    "shard",
-    "offset",
-    "size",
-]  # of a crop and what belongs to it, in bytes
+# offset and size in bytes of a crop together with its landmarks, diff and metadata
+SHARD_COLUMNS = ["shard", "offset", "size"]
+# column: key of its list of distinct names, which columns may share
 STRING_COLUMNS = {
     "video": "video",
     "original": "video",
     "file": "file",
     "shard": "shard",
-}  # a column, and whose names it shares
-KINDS = {
+}
+DTYPES = {
     "video": "i4",
     "original": "i4",
     "file": "i4",
@@ -47,11 +51,11 @@ KINDS = {
     "fold": "i2",
 }
 SHARD_DTYPES = {"shard": "i4", "size": "i4", "offset": "i8"}
-CHUNK = 500  # rows read at a time: what fits the cache is twice as fast as 100,000
+CHUNK_ROWS = 500  # per read: fits the CPU cache, twice as fast as 100,000
 
 
 class CropFiles(NamedTuple):
-    """A crop's own file, its landmarks and its diff. The last two may not be there."""
+    """Paths of a crop, its landmarks and its diff. The last two may not exist."""
 
     png: Path
     npy: Path
@@ -59,12 +63,15 @@ class CropFiles(NamedTuple):
 
 
 class CropTable:
-    """Rows of the table. `rows` is a structured array (N,): label is 1 for FAKE; video, original, file and shard are
-    numbers of names, for which ask `name`."""
+    """Rows of the table.
+
+    `rows` is a structured array (N,). label is 1 for FAKE. video, original, file and
+    shard are indices of names; `name` looks them up.
+    """
 
     def __init__(self, root: Path, names: dict[str, np.ndarray], rows: np.ndarray):
         self.root, self.rows, self._names = root, rows, names
-        self._shared = None
+        self._shared: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,19 +80,20 @@ class CropTable:
         return self.rows[column]
 
     @property
-    def packed(self) -> bool:
-        """Whether the crops lie in shards."""
+    def in_shards(self) -> bool:
+        """Whether the crops are packed in shards."""
         return "shard" in self.rows.dtype.names
 
-    def where(self, mask: np.ndarray) -> "CropTable":
-        """The rows where a mask (N,) is true, or of these numbers."""
+    def select(self, mask: np.ndarray) -> "CropTable":
+        """The rows selected by a boolean mask (N,) or by row indices."""
         return CropTable(self.root, self._names, self.rows[mask])
 
     def name(self, column: str, row: int) -> str:
+        """The value of a string column."""
         return os.fsdecode(self._names[STRING_COLUMNS[column]][self.rows[column][row]])
 
     def files(self, row: int) -> CropFiles:
-        """Where steps 2 to 4 wrote what belongs to a crop."""
+        """Paths of a crop's files from steps 2 to 4."""
         video, file = self.name("video", row), self.name("file", row)
         stem = Path(file).stem
         return CropFiles(
@@ -94,8 +102,11 @@ class CropTable:
             diffs_dir(self.root, video) / f"{stem}_diff.png",
         )
 
-    def __getstate__(self) -> dict:
-        """For another process: PyTorch passes a tensor of shared memory as such, so no process has rows of its own."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Move the rows to shared memory, so that no process has its own copy.
+
+        PyTorch passes a tensor in shared memory to another process as a handle.
+        """
         import torch
 
         if self._shared is None:
@@ -105,78 +116,77 @@ class CropTable:
             "root": self.root,
             "_names": self._names,
             "_shared": self._shared,
-            "_kind": self.rows.dtype,
+            "_dtype": self.rows.dtype,
         }
 
-    def __setstate__(self, state: dict) -> None:
-        kind = state.pop("_kind")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        dtype = state.pop("_dtype")
         self.__dict__.update(state)
-        self.rows = self._shared.numpy().view(kind)
+        self.rows = state["_shared"].numpy().view(dtype)
 
 
-def read_crop_table(root: Path, form: str = "files") -> CropTable:
-    """Read DATA/folds.csv, or the index of the shards where `form` is "wds".
+def read_crop_table(root: Path, format: str = "files") -> CropTable:
+    """Read DATA/folds.csv, or DATA/shards/index.csv where `format` is "wds".
 
     Raises:
-        UserError: the file is missing, lacks a column or a number, or lists nothing.
+        UserError: the file cannot be read, lacks a column, has an invalid row, or lists
+            no crops.
     """
     root = Path(root)
-    packed = form == "wds"
-    path, step = (shard_index_path(root), 6) if packed else (folds_path(root), 5)
-    names: dict[str, dict[str, int]] = {whose: {} for whose in STRING_COLUMNS.values()}
+    in_shards = format == "wds"
+    path, step = (shard_index_path(root), 6) if in_shards else (folds_path(root), 5)
+    dtypes = DTYPES | SHARD_DTYPES if in_shards else DTYPES
+    names: dict[str, dict[str, int]] = {key: {} for key in STRING_COLUMNS.values()}
     try:
         with open_csv(path) as file:
-            parts = list(
-                _chunks(
-                    csv.reader(file), KINDS | (SHARD_DTYPES if packed else {}), names
-                )
-            )
+            chunks = list(_read_chunks(csv.reader(file), dtypes, names))
     except OSError as error:
-        option = " --format wds" if packed else ""
+        option = " --format wds" if in_shards else ""
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); run ./preprocess_data.sh {root}{option}"
+            f"{path}: cannot be read ({error.strerror}); "
+            f"run ./preprocess_data.sh {root}{option}"
         ) from error
     except (ValueError, OverflowError, csv.Error) as error:
         raise UserError(
             f"{path}: {error}; run preprocessing step {step} again"
         ) from error
-    if not parts:
+    if not chunks:
         raise UserError(f"{path}: lists no crops; run ./preprocess_data.sh {root}")
-    known = {
-        whose: np.array([*map(os.fsencode, numbers)] or [b""])
-        for whose, numbers in names.items()
+    name_arrays = {
+        key: np.array([*map(os.fsencode, indices)] or [b""])
+        for key, indices in names.items()
     }
-    return CropTable(root, known, np.concatenate(parts))
+    return CropTable(root, name_arrays, np.concatenate(chunks))
 
 
-def _chunks(
-    reader, kinds: dict[str, str], names: dict[str, dict[str, int]]
+def _read_chunks(
+    reader: Iterator[list[str]],
+    dtypes: dict[str, str],
+    names: dict[str, dict[str, int]],
 ) -> Iterator[np.ndarray]:
-    """A CSV's rows as structured arrays; names that are new get numbers.
+    """Read a CSV's rows as structured arrays, and add new names to `names`.
 
     Raises:
-        ValueError: a column or a number is missing, with the line.
+        ValueError: a column is missing or a row is invalid; the message has its line.
     """
-    header = next(reader, [])
-    if missing := [
-        column
-        for column in COLUMNS + SHARD_COLUMNS
-        if column in kinds and column not in header
-    ]:
+    header: list[str] = next(reader, [])
+    required = [column for column in COLUMNS + SHARD_COLUMNS if column in dtypes]
+    if missing := [column for column in required if column not in header]:
         raise ValueError(f"lacks the column {', '.join(missing)}")
     line = 1
-    while chunk := list(islice(reader, CHUNK)):
+    while chunk := list(islice(reader, CHUNK_ROWS)):
         if not (filled := [row for row in chunk if row]):  # blank lines only
             line += len(chunk)
             continue
         try:
             columns = dict(zip(header, zip(*filled, strict=True)))
-            rows = np.empty(len(columns["video"]), [*kinds.items()])
-            for column, dtype in kinds.items():
+            rows = np.empty(len(columns["video"]), [*dtypes.items()])
+            for column, dtype in dtypes.items():
+                values: Iterable[int]
                 if column in STRING_COLUMNS:
-                    numbers = names[STRING_COLUMNS[column]]
+                    indices = names[STRING_COLUMNS[column]]
                     values = (
-                        numbers.setdefault(name, len(numbers))
+                        indices.setdefault(name, len(indices))
                         for name in columns[column]
                     )
                 else:
@@ -184,22 +194,23 @@ def _chunks(
                 rows[column] = np.fromiter(values, dtype, len(rows))
         except (ValueError, OverflowError) as error:
             raise ValueError(
-                _first_bad_line(chunk, header, kinds, line) or str(error)
+                _first_bad_line(chunk, header, dtypes, line) or str(error)
             ) from error
         line += len(chunk)
         yield rows
 
 
 def _first_bad_line(
-    chunk: list[list[str]], header: list[str], kinds: dict[str, str], before: int
+    chunk: list[list[str]], header: list[str], dtypes: dict[str, str], lines_before: int
 ) -> str:
-    for number, row in enumerate(chunk, before + 1):
+    """Number and error of the first invalid row of a chunk; empty if there is none."""
+    for number, row in enumerate(chunk, lines_before + 1):
         try:
             if row and len(row) != len(header):
                 raise ValueError(f"{len(row)} values for {len(header)} columns")
             for column, text in zip(header, row):
-                if column in kinds and column not in STRING_COLUMNS:
-                    np.array(int(text), kinds[column])
+                if column in dtypes and column not in STRING_COLUMNS:
+                    np.array(int(text), dtypes[column])
         except (ValueError, OverflowError) as error:
             return f"line {number}: {error}"
     return ""

@@ -1,5 +1,6 @@
-"""The records of a data set: its videos, and what had to be skipped. Readers such as
-`preprocessing.dfdc` fill them, the numbered steps work on them.
+"""Dataset records: videos and skipped files.
+
+Readers such as `preprocessing.dfdc` create them; the numbered steps process them.
 """
 
 from dataclasses import dataclass
@@ -8,12 +9,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Video:
-    """One listed video. `original` is the video that a fake was made from; a real video is its own original."""
+    """One video of the dataset.
+
+    `original` is the name of the video that a fake was made from, without suffix. A
+    real video is its own original.
+    """
 
     path: Path
     part: int
     is_fake: bool
-    original: str  # without its suffix, as `name`
+    original: str
 
     @property
     def name(self) -> str:
@@ -22,7 +27,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that had to be left out, or part of it, and why."""
+    """A file that was skipped completely or in part, and the reason."""
 
     file: str
     reason: str
@@ -30,7 +35,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All usable videos of a DFDC folder, sorted by part and name, and what had to be left out."""
+    """The usable videos of a DFDC folder, sorted by part and name; skipped files."""
 
     root: Path
     videos: list[Video]

@@ -1,7 +1,7 @@
-"""A DFDC download as it lies on disk: part folders, their metadata.json, and which fake was made from which original.
+"""Read a DFDC download: part folders, labels, and the original of each fake.
 
-Reads  DATA/dfdc_train_part_N/metadata.json = {"name.mp4": {"label": "FAKE", "original": "other.mp4"}, …}
-Names what the steps write: the functions at the end are the only place where those paths are spelled.
+Reads  DATA/dfdc_train_part_N/metadata.json =
+       {"name.mp4": {"label": "FAKE", "original": "other.mp4"}, …}
 """
 
 import json
@@ -20,64 +20,54 @@ LABELS = {"REAL": False, "FAKE": True}
 def read_dataset(root: Path) -> Dataset:
     """Read every part's metadata.json below `root`.
 
-    An entry that cannot be used is left out and named in `skipped`; the rest is kept.
+    Entries that cannot be used are listed in `skipped`.
 
     Raises:
-        UserError: there is no such folder, it holds no part folder, or no video in it can be used.
+        UserError: the folder does not exist, has no part folder or no usable video.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(
-            f"{root}: no such folder; give the folder that holds dfdc_train_part_0, dfdc_train_part_1, …"
+            f"{root}: no such folder; "
+            "give the folder that holds dfdc_train_part_0, dfdc_train_part_1, …"
         )
     parts = sorted(
-        (int(m[1]), folder)
+        (int(match[1]), folder)
         for folder in root.iterdir()
-        if (m := PART_FOLDER.search(folder.name))
+        if (match := PART_FOLDER.search(folder.name))
     )
     if not parts:
         raise UserError(
-            f"{root}: holds no folder named dfdc_train_part_N; unpack the DFDC archives into it"
+            f"{root}: holds no folder named dfdc_train_part_N; "
+            "unpack the DFDC archives into it"
         )
     videos: dict[str, Video] = {}
     skipped: list[Skipped] = []
     for part, folder in parts:
         for item in _read_part(folder, part):
             if isinstance(item, Video) and item.name in videos:
-                item = Skipped(
-                    str(item.path),
-                    f"the name {item.name} is taken by {videos[item.name].path}; rename one",
-                )
+                other = videos[item.name].path
+                reason = f"the name {item.name} is taken by {other}; rename one"
+                item = Skipped(str(item.path), reason)
             if isinstance(item, Skipped):
                 skipped.append(item)
             else:
                 videos[item.name] = item
-    for video in [v for v in videos.values() if v.is_fake]:
-        original = videos.get(video.original)
-        if original is None or original.is_fake:
-            skipped.append(
-                Skipped(str(video.path), _no_original(video, original, root))
-            )
-            del videos[video.name]
+    skipped += _remove_fakes_without_original(videos, root)
     if not videos:
-        reasons = "".join(
-            f"\n  {reason.file}: {reason.reason}" for reason in skipped[:5]
-        )
+        reasons = "".join(f"\n  {item.file}: {item.reason}" for item in skipped[:5])
         raise UserError(
             f"{root}: no usable video in {len(parts)} part folders{reasons}"
         )
-    return Dataset(
-        root,
-        sorted(videos.values(), key=lambda video: (video.part, video.name)),
-        skipped,
-    )
+    usable = sorted(videos.values(), key=lambda video: (video.part, video.name))
+    return Dataset(root, usable, skipped)
 
 
 def read_metadata(path: Path) -> dict[str, dict]:
-    """A metadata.json as it is.
+    """Read a metadata.json without interpreting its entries.
 
     Raises:
-        UserError: the file is missing or is not a JSON object of objects.
+        UserError: the file cannot be read or is not a JSON object of objects.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -129,14 +119,18 @@ def _read_entry(
     if name not in present:
         return Skipped(
             str(folder / name),
-            "listed in metadata.json, but there is no such file; unpack this part again",
+            "listed in metadata.json, but there is no such file; "
+            "unpack this part again",
         )
     is_fake = LABELS[label]
     return Video(folder / name, part, is_fake, Path(original if is_fake else name).stem)
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name from metadata.json names a file in its own folder, and its stem one in ours: no `/`, `..` or the like."""
+    """Whether a name from metadata.json is safe as a file and its stem as a folder.
+
+    It has no path separator or NUL, does not start with a dot and can be encoded.
+    """
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
@@ -149,9 +143,29 @@ def _is_plain(name: str) -> bool:
     )
 
 
-def _no_original(video: Video, original: Video | None, root: Path) -> str:
+def _remove_fakes_without_original(
+    videos: dict[str, Video], root: Path
+) -> list[Skipped]:
+    skipped = []
+    for video in [video for video in videos.values() if video.is_fake]:
+        original = videos.get(video.original)
+        if original is None or original.is_fake:
+            reason = _original_error(video, original, root)
+            skipped.append(Skipped(str(video.path), reason))
+            del videos[video.name]
+    return skipped
+
+
+def _original_error(video: Video, original: Video | None, root: Path) -> str:
+    """Why a fake has no usable original."""
     if video.original == video.name:
-        return 'a FAKE whose metadata.json entry names no "original"; its faces cannot be found without it'
+        return (
+            'a FAKE whose metadata.json entry names no "original"; '
+            "its faces cannot be found without it"
+        )
     if original is not None:
         return f"its original {video.original} is itself a FAKE; correct metadata.json"
-    return f"its original {video.original} is not among the videos below {root}; add the part that holds it"
+    return (
+        f"its original {video.original} is not among the videos below {root}; "
+        "add the part that holds it"
+    )

@@ -1,7 +1,8 @@
-"""The one face detector: MTCNN with the weights inside facenet-pytorch, on half-resolution frames.
+"""Face detection: MTCNN with facenet-pytorch's weights, on half-resolution frames.
 
-Method: Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks" (2016),
-in facenet-pytorch's implementation, with the winner's thresholds.
+Method: Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded
+       Convolutional Networks" (2016), in facenet-pytorch's implementation, with the
+       winner's thresholds.
 """
 
 from collections.abc import Sequence
@@ -16,21 +17,22 @@ from runtime.device import pick_device
 
 Thresholds = tuple[float, float, float]  # one for each of MTCNN's three networks
 
-# The winner's three settings: strict for the boxes that training crops are cut with, lenient for landmarks inside a
-# crop that is known to hold a face, in between at inference.
+# The winner's three settings: strict for the boxes of training crops, lenient for
+# landmarks in a crop that is known to show a face, and in between at inference.
 TRAINING_THRESHOLDS: Thresholds = (0.85, 0.95, 0.95)
 LANDMARK_THRESHOLDS: Thresholds = (0.65, 0.75, 0.75)
 INFERENCE_THRESHOLDS: Thresholds = (0.7, 0.8, 0.8)
 
-MIN_FACE_SIZE = 20  # facenet-pytorch's default, in pixels of the image it is given
+MIN_FACE_SIZE = 20  # facenet-pytorch's default, in pixels of the detector's input
 
 
 @dataclass(frozen=True)
 class Faces:
-    """The K faces of one image, largest first: boxes_K4 xyxy float32, probabilities_K, landmarks_K52 xy float32.
+    """The K faces of one image, largest first.
 
-    Coordinates are pixels of the image that the detector saw. Landmarks: left eye, right eye, nose, mouth's left and
-    right corner, left and right as the viewer shared_path them.
+    boxes (K, 4) xyxy, probabilities (K,) and landmarks (K, 5, 2) xy, all float32, in
+    pixels of the detector's input. Landmarks: left eye, right eye, nose, left and right
+    corner of the mouth. Left and right are the viewer's.
     """
 
     boxes: np.ndarray
@@ -42,7 +44,7 @@ class Faces:
 
 
 class FaceDetector:
-    """MTCNN on one device. Calling it with images gives one `Faces` for each."""
+    """MTCNN on one device. A call returns one `Faces` for each image."""
 
     def __init__(self, thresholds: Thresholds, device: str = "cpu"):
         from preprocessing.mtcnn import Cascade
@@ -51,64 +53,71 @@ class FaceDetector:
         self._cascade = Cascade(device)
 
     def __call__(
-        self, images: Sequence[np.ndarray], together: bool = False
+        self, images: Sequence[np.ndarray], batched_nms: bool = False
     ) -> list[Faces]:
         """Detect faces in images (H, W, 3) uint8 RGB, which may differ in size.
 
         Args:
-            together: as facenet-pytorch does with all of them in one batch; otherwise as with each alone. It matters: in a
-                batch large float32 offsets keep the frames' boxes apart, so a borderline box can survive there and not alone.
-                Each caller does as the winner did in its place.
+            batched_nms: reproduce facenet-pytorch's results for all images in one batch
+                instead of one image at a time. They differ: in a batch, large float32
+                offsets separate the images' boxes in non-maximum suppression, so a
+                borderline box may survive there and not alone. Each caller does what
+                the winner did at that point.
 
         Raises:
-            MachineError: the GPU failed, or its memory is short even for one image (`together`: for all of them).
+            MachineError: the GPU failed, or has too little memory even for one image
+                (with `batched_nms`: for all images).
         """
         import torch
 
         try:
-            return self._detect(images, together)
+            return self._detect(images, batched_nms)
         except torch.OutOfMemoryError as error:
-            if together or len(images) == 1:
+            if batched_nms or len(images) == 1:
                 raise MachineError(
-                    f"not enough GPU memory to find faces ({error}); use fewer --workers"
+                    f"not enough GPU memory to detect faces ({error}); "
+                    "use fewer --workers"
                 ) from error
         except RuntimeError as error:
             if self._cascade.device.type == "cpu":
                 raise
             raise MachineError(
-                f"the GPU failed while faces were searched: {error}"
+                f"the GPU failed during face detection: {error}"
             ) from error
         torch.cuda.empty_cache()
         half = len(images) // 2
         return self(images[:half]) + self(images[half:])
 
-    def _detect(self, images: Sequence[np.ndarray], together: bool) -> list[Faces]:
-        large = [
-            number
-            for number, image in enumerate(images)
+    def _detect(self, images: Sequence[np.ndarray], batched_nms: bool) -> list[Faces]:
+        large_enough = [
+            index
+            for index, image in enumerate(images)
             if min(image.shape[:2]) >= MIN_FACE_SIZE
         ]
-        found = [_no_faces() for _ in images]
-        if large:
+        faces = [_no_faces() for _ in images]
+        if large_enough:
             results = self._cascade(
-                [images[number] for number in large],
+                [images[index] for index in large_enough],
                 self._thresholds,
                 MIN_FACE_SIZE,
-                together,
+                batched_nms,
             )
-            for number, (boxes, landmarks) in zip(large, results):
-                found[number] = _largest_first(boxes, landmarks)
-        return found
+            for index, (boxes, landmarks) in zip(large_enough, results):
+                faces[index] = _largest_first(boxes, landmarks)
+        return faces
 
 
 @cache
 def load_detector(thresholds: Thresholds, device: str = "auto") -> FaceDetector:
-    """One detector for each setting and process, made at first use."""
+    """The detector with these settings, created once per process."""
     return FaceDetector(thresholds, pick_device(device))
 
 
 def half_size(frame: np.ndarray) -> np.ndarray:
-    """A frame (H, W, 3) uint8 at half its resolution, (H // 2, W // 2, 3), by Pillow's bicubic filter as the winner did."""
+    """Resize a frame (H, W, 3) uint8 to half its resolution, (H // 2, W // 2, 3).
+
+    Uses Pillow's bicubic filter, as the winner did.
+    """
     height, width = frame.shape[:2]
     size = (max(width // 2, 1), max(height // 2, 1))
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))

@@ -1,6 +1,6 @@
-"""Where the numbered steps write below DATA: the only place that spells those paths.
+"""Paths of the numbered steps' outputs below DATA. No other module builds them.
 
-The names are the winner's own, so crops made by his scripts serve here.
+The names are those of the winner's scripts, so that crops made by them can be used.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ def crops_dir(root: Path, video: str) -> Path:
 
 
 def cropped_videos(root: Path) -> set[str]:
-    """The names of the videos that step 2 has cut, with one directory listing."""
+    """Names of the videos with crops from step 2, from one directory listing."""
     return list_names(root / "crops")
 
 
@@ -34,5 +34,5 @@ def folds_path(root: Path) -> Path:
 
 
 def shard_index_path(root: Path) -> Path:
-    """Of the shards of step 6, which lie beside it."""
+    """The index of step 6's shards, in the same folder as the shards."""
     return root / "shards" / "index.csv"

@@ -1,6 +1,6 @@
-"""What the numbered steps share: options, resume, failures.csv, the exit status.
+"""Shared by the numbered steps: options, resume, failures.csv, exit status.
 
-Writes DATA/failures.csv: step,file,reason, for each file that was skipped or failed
+Writes DATA/failures.csv: step,file,reason for each file that was skipped or failed
 """
 
 import argparse
@@ -30,12 +30,12 @@ from runtime.files import (
     write_errors,
 )
 
-MAX_FAILURES = 0.02  # fraction of the videos; DFDC has a few that no decoder reads
-MAX_SHOWN = 5  # skipped files named on the screen
+MAX_FAILURES = 0.02  # fraction of the videos; DFDC has a few that cannot be decoded
+MAX_SHOWN = 5  # skipped files printed to stderr
 
 
 class StepItem(Protocol):
-    """What a step works on: a video, or a shard."""
+    """An input of a step: a video, or a shard."""
 
     @property
     def path(self) -> Path: ...
@@ -48,7 +48,7 @@ Item = TypeVar("Item", bound=StepItem)
 
 
 def step_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that all numbered steps share."""
+    """A parser with the common options of all numbered steps."""
     parser = make_parser(description)
     parser.add_argument(
         "--root-dir",
@@ -78,24 +78,25 @@ def run_step(
     """Run one numbered step over the items whose `output` does not exist yet.
 
     Args:
-        task: writes one item's output atomically; why a part of it is missing is stored
-            in the output (`atomic_folder`).
-        options: what `step_parser` parsed.
+        task: writes one item's output atomically, with the skip reasons of its missing
+            parts (`atomic_folder`).
+        options: options of `step_parser`.
         step: the step's name in the progress bar and in failures.csv.
-        skipped: what `read_dataset` skipped; listed, but no failure of this step.
+        skipped: files that `read_dataset` skipped. They are listed, but do not count as
+            failures of this step.
 
     Returns:
-        exit status: 0, or 1 where more than `--max-failures` of the items failed.
+        exit status: 0, or 1 if more than `--max-failures` of the items failed.
 
     Raises:
-        MachineError: the disk or the GPU is at fault.
+        MachineError: the disk or the GPU failed.
     """
     folders = {output(item).parent for item in items}
     present = {folder: list_names(folder) for folder in folders}
     missing = [
         item for item in items if output(item).name not in present[output(item).parent]
     ]
-    # large files first keep all workers busy to the end
+    # large files first, so that all workers stay busy until the end
     missing.sort(key=lambda item: file_size(item.path), reverse=True)
     failed: dict[str, Skipped] = {}
     executor = executor_options(options)
@@ -112,12 +113,12 @@ def run_step(
                 reason = error_reason(error, item.path)
                 failed[item.name] = Skipped(str(item.path), reason)
                 remove_partial(output(item))
-    found = [*skipped]
+    all_skipped = [*skipped]
     for item in items:
         reasons = skip_reasons(output(item))
         partial = [Skipped(str(item.path), reason) for reason in reasons]
-        found += [failed[item.name]] if item.name in failed else partial
-    report = _write_failures(options.root_dir / "failures.csv", step, found)
+        all_skipped += [failed[item.name]] if item.name in failed else partial
+    report = _write_failures(options.root_dir / "failures.csv", step, all_skipped)
     done, present_count = len(missing) - len(failed), len(items) - len(missing)
     print(
         f"{step}: {done} {unit}s done, {present_count} were there, "
@@ -128,7 +129,7 @@ def run_step(
 
 @contextmanager
 def _shared_path_probe(root: Path) -> Iterator[Path]:
-    """A file in DATA while the block runs: a machine without it sees other data."""
+    """A temporary file in DATA: a machine that does not see it has other data."""
     with (
         write_errors(root),
         tempfile.NamedTemporaryFile(prefix=".worked_on_", dir=root) as file,
@@ -143,11 +144,11 @@ def _write_failures(path: Path, step: str, skipped: Sequence[Skipped]) -> str:
         with open_csv(path) as file:
             rows = [row for row in csv.reader(file) if row]
         kept = [row for row in rows if row[0] not in (step, "step")]
-    rows = kept + [[step, each.file, each.reason] for each in skipped]
+    rows = kept + [[step, item.file, item.reason] for item in skipped]
     if rows or path.exists():
         write_csv(path, ["step", "file", "reason"], rows)
-    for each in skipped[:MAX_SHOWN]:
-        print(f"{step}: {each.file}: {each.reason}", file=sys.stderr)
+    for item in skipped[:MAX_SHOWN]:
+        print(f"{step}: {item.file}: {item.reason}", file=sys.stderr)
     if len(skipped) > MAX_SHOWN:
         more = len(skipped) - MAX_SHOWN
         print(f"{step}: … and {more} more in {path}", file=sys.stderr)

@@ -1,1 +1,3 @@
-"""What knows no video and no face: commands, atomic files, worker processes, Ray, devices. Imports no other room."""
+"""Infrastructure that knows no video and no face: command lines, atomic files, workers,
+Ray, devices. Imports no other room.
+"""

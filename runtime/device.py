@@ -1,4 +1,4 @@
-"""The device that networks run on: the `--device` option and what it means on this machine."""
+"""The `--device` option and what it means on this machine."""
 
 import argparse
 

@@ -1,7 +1,8 @@
 """Map one function over many items: in this process, in worker processes, or on Ray.
 
 `map_items` runs a plain function of one item where `ExecutorOptions` say and gives the
-results as they come, with a progress bar. Nothing else chooses where items are worked on.
+results as they come, with a progress bar. Nothing else chooses where items are worked
+on.
 """
 
 import argparse
@@ -51,8 +52,8 @@ def add_executor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=non_negative_int,
-        help="items worked on at a time, each in a process; 0: in this process, without "
-        "limits; if not given, the number of processors (of the cluster with Ray)",
+        help="items worked on at a time, each in a process; 0: in this process, "
+        "without limits; if not given, the number of processors (Ray: of the cluster)",
     )
     parser.add_argument(
         "--time-limit",

@@ -1,8 +1,8 @@
 """Atomic writes: a file or folder that has its final name is complete.
 
-Everything is written under a temporary name beside its own (`.NAME.tmp`) and renamed. If
-the writer fails, the temporary is removed; if it is killed, the next run overwrites it.
-What the disk refuses becomes a `MachineError`.
+Everything is written under a temporary name beside its own (`.NAME.tmp`) and renamed.
+If the writer fails, the temporary is removed; if it is killed, the next run overwrites
+it. What the disk refuses becomes a `MachineError`.
 """
 
 import csv
@@ -60,7 +60,7 @@ def open_csv(path: Path, mode: Literal["r", "w"] = "r") -> TextIO:
 
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses inside the block into a `MachineError` about `path`."""
+    """Raise what the disk refuses inside the block as a `MachineError`."""
     try:
         yield
     except OSError as error:
@@ -74,7 +74,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, renamed to `path` when the block succeeds."""
+    """Give a temporary path, renamed to `path` when the block succeeds."""
     temporary = _temporary_path(path)
     with write_errors(path):
         try:

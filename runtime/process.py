@@ -1,4 +1,4 @@
-"""How a process of ours behaves in the operating system: signals, its parent's end, its memory."""
+"""Signals, lifetime and memory allocator of a process."""
 
 import ctypes
 import multiprocessing
@@ -14,9 +14,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 @contextmanager
 def block_sigint() -> Iterator[None]:
-    """Start processes inside this block: they inherit a blocked SIGINT, so that Ctrl-C reaches only the parent.
+    """Block SIGINT for processes that are started inside the block.
 
-    Children would otherwise print a traceback each, even while they still import.
+    Ctrl-C then reaches only the parent, which ends them. Each child would otherwise
+    print a traceback, even while it still imports.
     """
     # multiprocessing starts its tracker at the first use and unblocks SIGINT after that
     resource_tracker.ensure_running()
@@ -37,9 +38,10 @@ def die_with_parent() -> None:
 
 
 def tune_malloc() -> None:
-    """Have glibc keep freed memory instead of returning it to the system after each tensor.
+    """Have glibc keep freed memory instead of returning it to the system.
 
-    Page faults of memory that is fetched anew cost more than B7's arithmetic (docs/LOG.md). No effect without glibc.
+    Page faults of memory that is allocated anew for each tensor cost more than B7's
+    arithmetic (docs/LOG.md). No effect without glibc.
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)

@@ -1,9 +1,10 @@
 """Workers on a Ray cluster, with the interface of `runtime.workers.WorkerPool`.
 
 Each worker is a Ray actor that keeps one worker process of `runtime.workers` on its
-machine: that imports and loads once, and has the same limits of time and memory, the same
-replacement and the same retry as a local one. Ray places the actors, carries the items to
-them and tells when one is lost with its machine; its item is then given to another.
+machine: that imports and loads once, and has the same limits of time and memory, the
+same replacement and the same retry as a local one. Ray places the actors, carries the
+items to them and tells when one is lost with its machine; its item is then given to
+another.
 
 All machines must see the data and this project under the same paths, and have the
 project's requirements and Ray installed.
@@ -91,7 +92,8 @@ class RayCluster:
                     outcome = (
                         None,
                         WorkerLost(
-                            f"{MAX_LOSSES} workers of the cluster were lost while they had it"
+                            f"{MAX_LOSSES} workers of the cluster were lost "
+                            "while they had it"
                         ),
                     )
                 left -= 1
@@ -102,7 +104,7 @@ class RayCluster:
             self._busy.clear()
 
     def close(self) -> None:
-        """End the actors with their worker processes, and leave the cluster. Idempotent."""
+        """End the actors and their worker processes, leave the cluster. Idempotent."""
         if self.close in cleanups:
             cleanups.remove(self.close)
             self._ray.shutdown()
@@ -125,8 +127,8 @@ class RayCluster:
             none_runs = not self._idle and not self._busy
             if self._failed_starts >= MAX_FAILED_STARTS and none_runs:
                 raise MachineError(
-                    "no worker of the cluster can start; all machines need this project "
-                    f"at {ROOT} and its requirements: {_last_line(error)}"
+                    "no worker of the cluster can start; all machines need this "
+                    f"project at {ROOT} and its requirements: {_last_line(error)}"
                 ) from error
         else:
             self._failed_starts = 0
@@ -157,7 +159,7 @@ class RayCluster:
         return item, outcome
 
     def _wait(self) -> Any:
-        """The next object reference that is ready. Tells the user if nothing can run."""
+        """The next object reference that is ready. Tells the user if none can run."""
         waiting = [*self._busy, *self._starting]
         timeout = None if self._busy else IDLE_SECONDS
         ready, _ = self._ray.wait(waiting, timeout=timeout)
@@ -165,8 +167,8 @@ class RayCluster:
             resources = self._ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
             print(
-                f"waiting for the cluster: a worker needs 1 CPU and {self._gpus:g} GPU; "
-                f"the whole cluster has {cpus:g} CPU and {gpus:g} GPU, "
+                f"waiting for the cluster: a worker needs 1 CPU and {self._gpus:g} "
+                f"GPU; the whole cluster has {cpus:g} CPU and {gpus:g} GPU, "
                 "others may use them",
                 file=sys.stderr,
             )
@@ -178,7 +180,7 @@ class _Actor:
     """What runs on the cluster: one worker process."""
 
     def __init__(self, gpus: float, folder: Path):
-        """`folder`: where the program was started; relative paths are relative to it."""
+        """`folder`: where the program was started, the base of relative paths."""
         self._folder = folder
         if not gpus:
             # every worker would take the machine's first GPU

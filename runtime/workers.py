@@ -1,12 +1,12 @@
 """Worker processes for work that may hang, crash or eat the memory.
 
-`WorkerPool.map` runs a plain function on many items. Each worker is a process started by
-spawn (a forked child of a process that has used PyTorch's threads can deadlock). A thread
-of this process sends it one item at a time over a pipe and watches it: a worker over the
-time or the memory limit is killed and replaced, and so is one that died. An item whose
-worker died, or ran out of memory, is retried once in a fresh worker, because another
-program or an earlier item may have been the cause. No worker outlives its parent: Linux
-kills the workers when it ends, however it ends.
+`WorkerPool.map` runs a plain function on many items. Each worker is a process started
+by spawn (a forked child of a process that has used PyTorch's threads can deadlock). A
+thread of this process sends it one item at a time over a pipe and watches it: a worker
+over the time or the memory limit is killed and replaced, and so is one that died. An
+item whose worker died, or ran out of memory, is retried once in a fresh worker, because
+another program or an earlier item may have been the cause. No worker outlives its
+parent: Linux kills the workers when it ends, however it ends.
 """
 
 import multiprocessing
@@ -222,8 +222,9 @@ class _WorkerSlot(Thread):
 def _worker_main(pipe: multiprocessing.connection.Connection) -> None:
     """Serve one item after the other until the parent closes the pipe."""
     die_with_parent()
-    # One process a core is parallel enough: a library's threads would only wait for each
-    # other's cores. First what is loaded (OpenMP and BLAS), then what is not loaded yet.
+    # One process a core is parallel enough: a library's threads would only wait for
+    # each other's cores. First what is loaded (OpenMP and BLAS), then what is not
+    # loaded yet.
     cv2.setNumThreads(1)
     threadpool_limits(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,4 +1,4 @@
-"""Fixtures that several files of tests use, and the order: fast tests first."""
+"""Shared fixtures; slow tests run last."""
 
 import csv
 import fcntl
@@ -27,7 +27,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--long",
         action="store_true",
-        help="faults: 1,000 damaged videos and 30 kills each, not a few",
+        help="fault tests with 1,000 damaged videos and 30 kills of each program",
     )
 
 
@@ -42,13 +42,16 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def portrait() -> np.ndarray:
-    """A real portrait in the public domain, (512, 512, 3) uint8 RGB, one face."""
+    """A public-domain portrait with one face, (512, 512, 3) uint8 RGB."""
     return skimage.data.astronaut()
 
 
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Make a folder in the first test process that asks; pytest-xdist's others wait."""
+    """Make a folder once, also if pytest-xdist runs several test processes.
+
+    The first process that asks for the folder makes it; the others wait.
+    """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -66,13 +69,13 @@ def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 
 @pytest.fixture(scope="session")
 def dfdc(make_once) -> Path:
-    """A small DFDC folder, not preprocessed. Copy it to change it."""
+    """A small DFDC folder, not preprocessed. Read-only: copy it to change it."""
     return make_once("dfdc", write_dfdc)
 
 
 @pytest.fixture(scope="session")
 def preprocessed(dfdc, make_once) -> Path:
-    """The same after steps 1 to 5. Copy it to change it."""
+    """The folder of `dfdc` after steps 1 to 5. Read-only: copy it to change it."""
 
     def preprocess(root: Path) -> None:
         shutil.copytree(dfdc, root, dirs_exist_ok=True)
@@ -87,7 +90,10 @@ def preprocessed(dfdc, make_once) -> Path:
 
 @pytest.fixture(scope="session")
 def train_data(preprocessed, tmp_path_factory) -> Path:
-    """The same with part 0 in two folds, so that there are fakes to train on and to validate on. Copy it to change it."""
+    """The folder of `preprocessed`, with the videos of part 0 in two folds.
+
+    So both training and validation have fakes. Read-only: copy it to change it.
+    """
     root = shutil.copytree(preprocessed, tmp_path_factory.mktemp("train") / "data")
     with open_csv(root / "folds.csv") as file:
         header, *rows = csv.reader(file)
@@ -96,26 +102,29 @@ def train_data(preprocessed, tmp_path_factory) -> Path:
     return root
 
 
-def wake(model: DeepFakeClassifier, size: int, picture: np.ndarray) -> None:
-    """Give an untrained network statistics of batch norm and a last layer with which its answers spread over 0..1."""
+def spread_predictions(model: DeepFakeClassifier, size: int, image: np.ndarray) -> None:
+    """Make the probabilities of an untrained network spread over 0..1.
+
+    Sets the batch norm statistics from crops of an image, and scales the last layer to
+    logits of unit variance.
+    """
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
     rng = np.random.default_rng(0)
-    cuts = [
-        picture[y : y + size, x : x + size]
-        for y, x in rng.integers(0, len(picture) - size, (32, 2))
+    crops = [
+        image[y : y + size, x : x + size]
+        for y, x in rng.integers(0, len(image) - size, (32, 2))
     ]
+    normalize = Normalize((0.5,) * 3, (0.25,) * 3)
     with torch.no_grad():
-        logits = model.train()(
-            Normalize((0.5,) * 3, (0.25,) * 3)(torch.from_numpy(np.stack(cuts)))
-        )
+        logits = model.train()(normalize(torch.from_numpy(np.stack(crops))))
         model.fc.weight /= logits.std()
 
 
 @pytest.fixture(scope="session")
 def checkpoints(make_once) -> Path:
-    """A folder with two small untrained B0 checkpoints, `one` and `two`, of different input sizes."""
+    """Two small untrained B0 checkpoints of different input sizes, `one` and `two`."""
 
     def write_checkpoints(folder: Path) -> None:
         for seed, (name, size) in enumerate((("one", 64), ("two", 96))):
@@ -126,7 +135,7 @@ def checkpoints(make_once) -> Path:
                 input={"size": size},
             )
             model = DeepFakeClassifier(config.encoder)
-            wake(model, size, skimage.data.astronaut())
+            spread_predictions(model, size, skimage.data.astronaut())
             save_checkpoint(
                 folder / name,
                 epoch=1,

@@ -1,6 +1,7 @@
-"""Small made videos and data sets for the tests. Not a test itself."""
+"""Helpers that write small synthetic videos and data sets for the tests."""
 
 import json
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -16,20 +17,16 @@ REAL, FAKE, LONE = "aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc"
 def random_frames(
     count: int, height: int = 48, width: int = 64, seed: int = 0
 ) -> list[np.ndarray]:
-    """Smooth moving colour frames (H, W, 3) uint8 RGB, no two alike."""
+    """Smooth moving colour patterns (H, W, 3) uint8 RGB; all frames differ."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     phase = rng.uniform(0, 6, 3)
-    return [
-        np.stack(
-            [
-                127 + 120 * np.sin((x + 2 * y) / 9 + phase[c] + t * (c + 1) / 5)
-                for c in range(3)
-            ],
-            -1,
-        ).astype(np.uint8)
-        for t in range(count)
-    ]
+
+    def frame(t: int) -> np.ndarray:
+        angles = [(x + 2 * y) / 9 + phase[c] + t * (c + 1) / 5 for c in range(3)]
+        return (127 + 120 * np.sin(np.stack(angles, -1))).astype(np.uint8)
+
+    return [frame(t) for t in range(count)]
 
 
 def write_video(
@@ -42,45 +39,50 @@ def write_video(
     container: dict[str, str] | None = None,
     **options: str,
 ) -> Path:
-    """Encode frames (H, W, 3) uint8 RGB. `times`: of each frame, in frames; `container`, `options`: FFmpeg's of these."""
+    """Encode frames.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB.
+        pixels: FFmpeg's pixel format.
+        times: presentation time of each frame, in frames; 0, 1, 2, … if not given.
+        container: FFmpeg's options of the container.
+        options: FFmpeg's options of the encoder.
+    """
     with av.open(str(path), "w", options=container or {}) as target:
         stream = target.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            picture.pts, picture.time_base = (
-                times[number] if times else number,
-                Fraction(1, rate),
-            )
+            picture.pts = times[number] if times else number
+            picture.time_base = Fraction(1, rate)
             target.mux(stream.encode(picture))
         target.mux(stream.encode())
     return path
 
 
-def turn(path: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """Write a display matrix (a, b, c, d) into the track header of an MP4 that has none."""
+def rotate(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Replace the identity display matrix in the track header of an MP4.
+
+    Args:
+        matrix: the entries (a, b, c, d) of the rotation.
+    """
     data = path.read_bytes()
-    # identity in 16.16 fixed point, and 2.30 for the last number
-    identity = b"".join(
-        int(v).to_bytes(4, "big") for v in (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
-    )
-    place = data.rindex(identity)  # the first one is the movie header's
-    a, b, c, d = (v * 65536 for v in matrix)
-    turned = b"".join(
-        v.to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    )
-    path.write_bytes(data[:place] + turned + data[place + len(identity) :])
+    # 16.16 fixed point; the last entry is 2.30
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    a, b, c, d = (v << 16 for v in matrix)
+    rotation = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    start = data.rindex(identity)  # the first one is in the movie header
+    path.write_bytes(data[:start] + rotation + data[start + len(identity) :])
     return path
 
 
 def write_sound(path: Path) -> Path:
-    """A file with a sound stream only."""
+    """Write a file with an audio stream only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 4096), np.float32), "fltp", "mono"
-        )
+        silence = np.zeros((1, 4096), np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -88,17 +90,16 @@ def write_sound(path: Path) -> Path:
 
 
 def write_dfdc(root: Path, frames: int = 24) -> Path:
-    """A DFDC folder: part 0 with a real video and its fake, part 3 with a real video of two people without a fake."""
+    """Write a DFDC folder of three videos.
+
+    Part 0 holds a real video and its fake; part 3 a real video of two people, without a
+    fake.
+    """
+    real = {"label": "REAL", "split": "train"}
+    fake = {"label": "FAKE", "split": "train", "original": f"{REAL}.mp4"}
     metadata = {
-        0: {
-            f"{REAL}.mp4": {"label": "REAL", "split": "train"},
-            f"{FAKE}.mp4": {
-                "label": "FAKE",
-                "split": "train",
-                "original": f"{REAL}.mp4",
-            },
-        },
-        3: {f"{LONE}.mp4": {"label": "REAL", "split": "train"}},
+        0: {f"{REAL}.mp4": real, f"{FAKE}.mp4": fake},
+        3: {f"{LONE}.mp4": real},
     }
     for part, entries in metadata.items():
         folder = root / f"dfdc_train_part_{part}"

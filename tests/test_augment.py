@@ -1,3 +1,5 @@
+"""Training and validation transforms: randomness, parameter ranges, albumentations."""
+
 import colorsys
 import json
 import os
@@ -37,7 +39,10 @@ def crop(portrait):
 
 
 def changed(step, image, seeds=1000):
-    """What one transform of the list makes of an image where it is applied: uint8 (N, h, w, 3)."""
+    """Apply one transform of the list with many seeds.
+
+    Returns: the results that differ from the image, uint8 (N, h, w, 3).
+    """
     transform = TrainingTransform(96)
     results = apply(transform, transform.steps[step], [image] * seeds)
     return np.array([result for result in results if (result != image).any()])
@@ -46,20 +51,23 @@ def changed(step, image, seeds=1000):
 def test_same_seed_same_image_other_seed_other_image(crop):
     one, two = TrainingTransform(96), TrainingTransform(96)
     for seed in range(20):
-        two(crop, seed + 1000)  # what was done before does not matter
+        two(crop, seed + 1000)  # earlier calls do not matter
         np.testing.assert_array_equal(one(crop, seed), two(crop, seed))
-    assert (
-        len({one(crop, seed).tobytes() for seed in range(50)}) > 40
-    )  # now and then none is applied
+    # sometimes no transform is applied
+    assert len({one(crop, seed).tobytes() for seed in range(50)}) > 40
     assert one(crop, 0).shape == (96, 96, 3) and one(crop, 0).dtype == np.uint8
 
 
 def test_transforms_decide_apart_from_each_other(crop):
-    """Were all to share one stream, an image that is made grey (p 0.2) would always be turned or shifted too (p 0.5)."""
+    """Each transform has a random stream of its own.
+
+    With one common stream, every grey image (p 0.2) would also be shifted, scaled and
+    rotated (p 0.5).
+    """
     transform = TrainingTransform(96)
     images = [transform(crop, seed) for seed in range(400)]
     grey = np.array([np.ptp(image.astype(int), axis=2).max() == 0 for image in images])
-    # the crop is taller than wide: without a shift the outer columns are the padding's black
+    # the crop is taller than wide: without a shift the outer columns are black padding
     still = np.array(
         [image[:, :8].max() == 0 and image[0, 20:76].max() > 0 for image in images]
     )
@@ -68,7 +76,10 @@ def test_transforms_decide_apart_from_each_other(crop):
 
 
 def test_noise_has_the_standard_deviation_of_2020():
-    """Variance drawn evenly from 10..50: deviations from 3.16 to 7.07 grey levels, 5.37 in the mean; cut down: -0.5."""
+    """Variance uniform in 10..50 grey levels squared, so deviations 3.16 to 7.07.
+
+    The mean deviation is 5.37. Truncation shifts the mean of the noise by -0.5.
+    """
     flat = np.full((200, 200, 3), 128, np.uint8)
     noise = changed(NOISE, flat, 3000).astype(float) - 128
     deviations = noise.std(axis=(1, 2, 3))
@@ -85,77 +96,76 @@ def test_blur_is_opencvs_three_pixel_kernel(crop):
 
 
 def test_jpeg_quality_runs_from_60_to_100(crop):
-    """Each compressed image equals the crop at one quality, all of them between 60 and 100; half are compressed."""
+    """Half of the images are compressed, each at a single quality from 60 to 100."""
 
-    def compressed(quality):  # 1.0.0 gave the encoder RGB for BGR, and so does 2.0.8
+    # albumentations 1.0.0 and 2.0.8 pass RGB to the encoder, which expects BGR
+    def compressed(quality):
         data = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         return cv2.imdecode(data, cv2.IMREAD_COLOR).tobytes()
 
     qualities = {compressed(quality): quality for quality in range(40, 101)}
-    seen = [qualities.get(image.tobytes(), -1) for image in changed(JPEG, crop)]
-    assert 420 < len(seen) < 580
-    assert (
-        min(seen) in (60, 61)
-        and max(seen) in (99, 100)
-        and abs(np.mean(seen) - 80) < 4 * 12 / np.sqrt(500)
-    )
+    found = [qualities.get(image.tobytes(), -1) for image in changed(JPEG, crop)]
+    assert 420 < len(found) < 580
+    assert min(found) in (60, 61) and max(found) in (99, 100)
+    assert abs(np.mean(found) - 80) < 4 * 12 / np.sqrt(500)
 
 
 def test_pca_shifts_by_hand():
-    """Red alone varies, with variance v: the first component is (1, 0, 0), so red shifts by 255 a v and nothing else does."""
+    """Only red varies, with variance v, so the first component is (1, 0, 0).
+
+    Red is shifted by 255 a v, the other channels not at all.
+    """
     image = np.full((4, 4, 3), 100, np.uint8)
     image[::2, :, 0] = 200
     variance = ((50 / 255) ** 2) * 16 / 15
     draws = np.random.default_rng(3).normal(0, 0.1)
     shift = fancy_pca(image, np.random.default_rng(3)).astype(int) - image
-    assert (
-        (shift[..., 0] == np.floor(255 * draws * variance)).all()
-        and not shift[..., 1:].any()
-        and shift.any()
-    )
+    assert (shift[..., 0] == np.floor(255 * draws * variance)).all()
+    assert not shift[..., 1:].any() and shift.any()
 
 
 def test_hue_shifts_by_hand():
-    """One draw each for hue, saturation and value; black becomes coloured as well, as it did in 1.0.0."""
+    """One draw each for hue, saturation and value.
+
+    Black becomes coloured as well, as in albumentations 1.0.0.
+    """
     image = np.zeros((2, 2, 3), np.uint8)
     image[0] = 200, 100, 100  # hue 0, saturation 127.5, value 200
     rng = np.random.default_rng(4)
-    hue, saturation, value = (
-        rng.uniform(-20, 20),
-        rng.uniform(-30, 30),
-        rng.uniform(-20, 20),
-    )
+    hue, saturation = rng.uniform(-20, 20), rng.uniform(-30, 30)
+    value = rng.uniform(-20, 20)
     result = hue_saturation_value(image, np.random.default_rng(4)).astype(float)
     for pixel, (s, v) in ((result[0, 0], (127.5, 200)), (result[1, 0], (0, 0))):
-        red, green, blue = colorsys.hsv_to_rgb(
+        rgb = colorsys.hsv_to_rgb(
             hue % 180 / 180, max(s + saturation, 0) / 255, max(v + value, 0) / 255
         )
-        np.testing.assert_allclose(
-            pixel, np.multiply(255, (red, green, blue)), atol=2.5
-        )
+        np.testing.assert_allclose(pixel, np.multiply(255, rgb), atol=2.5)
 
 
 def test_shift_scale_and_turn_stay_in_their_ranges():
-    """Read back from an image of its own coordinates: shift by a tenth, scale by a fifth, turn by 10 degrees; black."""
+    """Shift by a tenth, scale by a fifth, rotation by 10 degrees; the border is black.
+
+    The parameters are recovered from an image of its own coordinates.
+    """
     moves = np.array(
         [affine(image) for image in changed(GEOMETRY, coordinates())], float
     )
     assert 420 < len(moves) < 580  # p 0.5
     for values, low, high in zip(moves.T, (0.8, -10, -0.1, -0.1), (1.2, 10, 0.1, 0.1)):
         margin = (high - low) / 50
-        assert (
-            low - margin / 10 < values.min() < low + margin
-            and high - margin < values.max() < high + margin / 10
-        )
-        assert abs(values.mean() - (low + high) / 2) < 4 * (high - low) / np.sqrt(
-            12 * len(moves)
-        )
+        assert low - margin / 10 < values.min() < low + margin
+        assert high - margin < values.max() < high + margin / 10
+        tolerance = 4 * (high - low) / np.sqrt(12 * len(moves))
+        assert abs(values.mean() - (low + high) / 2) < tolerance
     assert np.nanmax(moves[:, 4]) == 0
 
 
 @pytest.mark.slow
 def test_every_figure_agrees_with_albumentations_1_0_0():
-    """Against what 1.0.0 did to the same cuts of the portrait; benchmarks/augmentation.py says how it was recorded."""
+    """Against a recording of albumentations 1.0.0 on the same crops of the portrait.
+
+    benchmarks/augmentation.py documents how it was recorded.
+    """
     recorded = json.loads(
         (Path(__file__).parent / "augmentation_2020.json").read_text()
     )
@@ -179,13 +189,15 @@ def test_plain_transform_is_resize_and_padding(crop):
 
 
 def test_importing_does_not_call_home():
-    """The library is imported only when a transform is made, and with its version check switched off."""
-    code = "import sys, os, training.augment as a; assert 'albumentations' not in sys.modules; a.TrainingTransform(64); print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key != "NO_ALBUMENTATIONS_UPDATE"
-    }
+    """albumentations is imported by the first transform, without its version check."""
+    code = (
+        "import sys, os, training.augment as a\n"
+        "assert 'albumentations' not in sys.modules\n"
+        "a.TrainingTransform(64)\n"
+        "print(os.environ['NO_ALBUMENTATIONS_UPDATE'])"
+    )
+    environment = dict(os.environ)
+    environment.pop("NO_ALBUMENTATIONS_UPDATE", None)
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )

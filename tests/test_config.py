@@ -1,3 +1,5 @@
+"""Training configurations: the winner's values, inheritance, error messages."""
+
 from pathlib import Path
 
 import pytest
@@ -10,48 +12,32 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 def test_the_winners_numbers():
     config = load_config(CONFIGS / "b7.yaml")
-    assert config == Config()  # the defaults are his, too
-    assert (config.encoder, config.input.size, config.precision) == (
-        "tf_efficientnet_b7.ns_jft_in1k",
-        380,
-        "float16",
-    )
-    assert (config.epochs, config.batches_per_epoch, config.batch_size) == (
-        40,
-        2500,
-        12,
-    )
-    assert (
-        config.learning_rate,
-        config.momentum,
-        config.weight_decay,
-        config.nesterov,
-    ) == (0.01, 0.9, 1e-4, True)
-    assert (config.poly_power, config.max_iterations, config.clip_gradient_norm) == (
-        0.9,
-        100_500,
-        1.0,
-    )
-    assert (
-        config.label_smoothing,
-        config.landmark_cutout,
-        config.hull_cutout,
-        config.half_cutout,
-    ) == (
-        0.01,
-        0.7,
-        0.2,
-        0.1,
-    )
-    assert (
-        InputSettings().frames_per_video == 32
-        and InputSettings().detector_thresholds == (0.7, 0.8, 0.8)
-    )
-    assert InputSettings().mean == (0.485, 0.456, 0.406) and InputSettings().std == (
-        0.229,
-        0.224,
-        0.225,
-    )
+    assert config == Config()  # the defaults are the winner's values, too
+    expected = {
+        "encoder": "tf_efficientnet_b7.ns_jft_in1k",
+        "precision": "float16",
+        "epochs": 40,
+        "batches_per_epoch": 2500,
+        "batch_size": 12,
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "nesterov": True,
+        "poly_power": 0.9,
+        "max_iterations": 100_500,
+        "clip_gradient_norm": 1.0,
+        "label_smoothing": 0.01,
+        "landmark_cutout": 0.7,
+        "hull_cutout": 0.2,
+        "half_cutout": 0.1,
+    }
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert config.input.size == 380
+    settings = InputSettings()
+    assert settings.frames_per_video == 32
+    assert settings.detector_thresholds == (0.7, 0.8, 0.8)
+    assert settings.mean == (0.485, 0.456, 0.406)
+    assert settings.std == (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +51,8 @@ def test_base_and_overrides(tmp_path):
     (tmp_path / "base.yaml").write_text("epochs: 3\nbatch_size: 5\ninput: {size: 64}\n")
     (tmp_path / "mine.yaml").write_text("base: base.yaml\nbatch_size: 7\n")
     config = load_config(tmp_path / "mine.yaml", ["input.size=96", "weight_decay=1e-5"])
-    assert (
-        config.epochs,
-        config.batch_size,
-        config.input.size,
-        config.weight_decay,
-    ) == (3, 7, 96, 1e-5)
+    assert (config.epochs, config.batch_size) == (3, 7)
+    assert (config.input.size, config.weight_decay) == (96, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Crop geometry, resizing, padding and PNG files."""
+
 import cv2
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from runtime.cli import UserError
 
 
 def slow_crop(frame, box):
-    """The rule in words: double, cut the decimals off, a third on each side, only pixels that are in the frame."""
+    """Double the box, truncate, add a third on each side, clip to the frame."""
     x1, y1, x2, y2 = [int(2 * v) for v in box]
     third_x, third_y = (x2 - x1) // 3, (y2 - y1) // 3
     rows = [y for y in range(frame.shape[0]) if y1 - third_y <= y < y2 + third_y]
@@ -54,20 +56,16 @@ def test_box_is_truncated_toward_zero():
     ],
 )
 def test_longest_side(shape, size, expected):
-    assert resize_longest_side(np.zeros((*shape, 3), np.uint8), size).shape == (
-        *expected,
-        3,
-    )
+    image = np.zeros((*shape, 3), np.uint8)
+    assert resize_longest_side(image, size).shape == (*expected, 3)
 
 
 def test_resize_shrinks_by_area_and_enlarges_by_cubic():
     image = np.random.default_rng(1).integers(0, 256, (40, 20, 3), dtype=np.uint8)
     means = image.reshape(20, 2, 10, 2, 3).mean(axis=(1, 3))
     assert np.abs(resize_longest_side(image, 20).astype(float) - means).max() <= 0.5
-    np.testing.assert_array_equal(
-        resize_longest_side(image, 80),
-        cv2.resize(image, (40, 80), interpolation=cv2.INTER_CUBIC),
-    )
+    enlarged = cv2.resize(image, (40, 80), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_array_equal(resize_longest_side(image, 80), enlarged)
 
 
 def test_padding_is_black_and_centred():

@@ -1,3 +1,5 @@
+"""Cutouts against slow versions and by hand."""
+
 import random
 
 import cv2
@@ -6,7 +8,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 from training.cutout import (
-    CHANGED,
+    MIN_CHANGED_PIXELS,
     face_outline,
     half_cutout,
     half_masks,
@@ -23,7 +25,7 @@ def black(image):
 
 
 def slow_line(start, end, radius):
-    """The winner's way: a line grown step by step into its four neighbours."""
+    """The winner's method: a line, dilated `radius` times with a 4-neighbourhood."""
     line = cv2.line(np.zeros(WHITE.shape[:2], np.uint8), start, end, 1, thickness=2)
     return binary_dilation(line, iterations=radius)
 
@@ -32,40 +34,30 @@ def test_landmarks_are_cut_as_the_slow_way_cuts_them_and_as_often():
     eyes = slow_line((41, 74), (75, 72), 34 // 4)
     mouth = slow_line((46, 111), (75, 109), 29 // 3)
     nose = slow_line((58, 91), (58, 73), 34 // 4)
-    nothing = np.zeros_like(eyes)
+    masks = (eyes, mouth, nose, np.zeros_like(eyes))
     counts = [0, 0, 0, 0]
     for seed in range(4000):
-        got = black(landmark_cutout(WHITE, LANDMARKS, random.Random(seed)))
-        (which,) = [
-            i
-            for i, mask in enumerate((eyes, mouth, nose, nothing))
-            if np.array_equal(got, mask)
-        ]
+        cut = black(landmark_cutout(WHITE, LANDMARKS, random.Random(seed)))
+        (which,) = [i for i, mask in enumerate(masks) if np.array_equal(cut, mask)]
         counts[which] += 1
     # 1/2, 1/4, 1/8, 1/8 of 4000, within four standard deviations
-    assert np.abs(np.array(counts) - (2000, 1000, 500, 500)).max() < 4 * np.sqrt(
-        4000 * 0.25
-    )
+    differences = np.abs(np.array(counts) - (2000, 1000, 500, 500))
+    assert differences.max() < 4 * np.sqrt(4000 * 0.25)
 
 
 def test_the_hulls_halves_make_up_the_outline():
     outline = face_outline(LANDMARKS, *WHITE.shape[:2])
-    filled = (
-        cv2.fillPoly(
-            np.zeros(WHITE.shape[:2], np.uint8), [np.round(outline).astype(np.int32)], 1
-        )
-        > 0
-    )
-    seen = {
+    filled = np.zeros(WHITE.shape[:2], np.uint8)
+    cv2.fillPoly(filled, [np.round(outline).astype(np.int32)], 1)
+    filled = filled > 0
+    masks = {
         black(hull_cutout(WHITE, LANDMARKS, random.Random(seed))).tobytes()
         for seed in range(50)
     }
-    halves = [np.frombuffer(mask, bool).reshape(filled.shape) for mask in seen]
+    halves = [np.frombuffer(mask, bool).reshape(filled.shape) for mask in masks]
     assert len(halves) == 4
-    assert all(
-        0.3 < half.sum() / filled.sum() < 0.7 and not (half & ~filled).any()
-        for half in halves
-    )
+    for half in halves:
+        assert 0.3 < half.sum() / filled.sum() < 0.7 and not (half & ~filled).any()
     np.testing.assert_array_equal(np.sum(halves, axis=0), 2 * filled)
 
 
@@ -106,11 +98,12 @@ def test_a_fake_keeps_what_was_changed():
     diff[:5, :5] = 200  # 25 changed pixels, all in the upper left quarter
     for seed in range(200):
         kept = ~black(half_cutout(WHITE, diff, True, random.Random(seed)))
-        assert kept[:5, :5].all() and (diff[kept] > 0).sum() > CHANGED
-    hidden = np.zeros_like(diff)  # nothing changed: a fake is left whole, a real is cut
-    assert not black(half_cutout(WHITE, hidden, True, random.Random(0))).any()
+        assert kept[:5, :5].all() and (diff[kept] > 0).sum() > MIN_CHANGED_PIXELS
+    # without a changed pixel a fake is not cut, a real crop is
+    unchanged = np.zeros_like(diff)
+    assert not black(half_cutout(WHITE, unchanged, True, random.Random(0))).any()
     assert all(
-        black(half_cutout(WHITE, hidden, False, random.Random(seed))).any()
+        black(half_cutout(WHITE, unchanged, False, random.Random(seed))).any()
         for seed in range(50)
     )
-    assert WHITE.min() == 255  # no function changed its argument
+    assert WHITE.min() == 255  # no function modified its argument

@@ -1,3 +1,5 @@
+"""Sampling, training items, cutout shares, broken crops and folds."""
+
 import csv
 import random
 import shutil
@@ -54,32 +56,21 @@ def test_processes_share_an_epoch_without_overlap():
 
 
 def test_fewer_processes_take_over_the_others_batches():
-    """Step by step, the batches of four processes are those of two with two each, and of one with four."""
+    """With gradient accumulation, each step has the same batches.
+
+    Four processes with one batch a step, two with two, and one with four.
+    """
 
     def steps(processes, accumulate):
-        drawn = [
-            draw(
-                3,
-                count=6,
-                rank=rank,
-                world_size=processes,
-                batch_size=2,
-                accumulate=accumulate,
-            )
-            for rank in range(processes)
-        ]
-        cut = [
-            [tuple(items[at : at + 2]) for at in range(0, len(items), 2)]
-            for items in drawn
-        ]
-        return [
-            {
-                batch
-                for batches in cut
-                for batch in batches[step * accumulate : (step + 1) * accumulate]
-            }
-            for step in range(3)
-        ]
+        result = [set(), set(), set()]
+        options = {"world_size": processes, "batch_size": 2, "accumulate": accumulate}
+        for rank in range(processes):
+            items = draw(3, count=6, rank=rank, **options)
+            batches = [tuple(items[at : at + 2]) for at in range(0, len(items), 2)]
+            for step in range(3):
+                start = step * accumulate
+                result[step] |= set(batches[start : start + accumulate])
+        return result
 
     assert steps(4, 1) == steps(2, 2) == steps(1, 4)
     assert [len(batches) for batches in steps(4, 1)] == [4, 4, 4]
@@ -111,11 +102,8 @@ def test_a_training_item_follows_from_its_seed(data):
     }
     assert labels == pytest.approx({0: 0.01, 1: 0.99})
     batch = collate([one, other])
-    assert (
-        batch["image"].shape == (2, 64, 64, 3)
-        and batch["label"].shape == (2,)
-        and batch["broken"] == [[], []]
-    )
+    assert batch["image"].shape == (2, 64, 64, 3) and batch["label"].shape == (2,)
+    assert batch["broken"] == [[], []]
 
 
 def test_without_augmentation_and_cutouts_a_crop_is_itself(data):
@@ -124,25 +112,23 @@ def test_without_augmentation_and_cutouts_a_crop_is_itself(data):
         input={"size": 64}, augmented=0, landmark_cutout=0, hull_cutout=0, half_cutout=0
     )
     for row in range(len(crops)):
+        item = TrainingCrops(crops, config)[row, 9]
         expected = ValidationCrops(crops, 64)[row]["image"]
-        np.testing.assert_array_equal(
-            TrainingCrops(crops, config)[row, 9]["image"], expected
-        )
+        np.testing.assert_array_equal(item["image"], expected)
 
 
 def test_each_cutout_is_taken_as_often_as_the_recipe_says(data):
-    """With landmarks: 0.7 landmarks (an eighth of them cut nothing), else 0.2 hull, else 0.1 half."""
+    """A crop with landmarks: 0.7 landmark cutout, else 0.2 hull, else 0.1 half.
+
+    An eighth of the landmark cutouts cut nothing.
+    """
     crops = read_crop_table(data)
-    reals = crops.where((names(crops) == REAL) & (crops["frame"] == 0))
+    reals = crops.select((names(crops) == REAL) & (crops["frame"] == 0))
     dataset = TrainingCrops(reals, Config(input={"size": 64}, augmented=0))
     plain = plain_transform(dataset._read(0, random.Random(1)) * 0 + 255, 64)
     inside = plain[..., 0] > 0
-    shares = np.array(
-        [
-            (dataset[0, seed]["image"].max(axis=2) == 0)[inside].mean()
-            for seed in range(1500)
-        ]
-    )
+    images = (dataset[0, seed]["image"] for seed in range(1500))
+    shares = np.array([(image.max(axis=2) == 0)[inside].mean() for image in images])
     untouched = 0.7 / 8 + 0.3 * 0.8 * 0.9
     assert abs((shares < 0.005).mean() - untouched) < 4 * np.sqrt(0.25 / 1500)
     assert abs((shares > 0.4).mean() - 0.3 * 0.8 * 0.1) < 4 * np.sqrt(0.03 / 1500)
@@ -156,11 +142,8 @@ def test_a_broken_crop_is_named_and_replaced_by_one_of_its_kind(data):
         (names(crops) == FAKE) & (names(crops, "file") == "0_0.png")
     )
     item = dataset[row, 3]
-    assert (
-        item["label"] == pytest.approx(0.99)
-        and len(item["broken"]) >= 1
-        and f"{FAKE}/0_0.png" in item["broken"][0]
-    )
+    assert item["label"] == pytest.approx(0.99)
+    assert len(item["broken"]) >= 1 and f"{FAKE}/0_0.png" in item["broken"][0]
     with pytest.raises(UserError, match="0_0.png: not an image"):
         ValidationCrops(crops, 64)[row]
     for path in (data / "crops" / FAKE).iterdir():
@@ -173,10 +156,10 @@ def test_a_broken_landmark_file_counts_as_a_broken_crop(data):
     for path in (data / "landmarks" / REAL).iterdir():
         path.write_bytes(b"no array")
     crops = read_crop_table(data)
+    reals = crops.select(names(crops) == REAL)
+    dataset = TrainingCrops(reals, Config(input={"size": 64}))
     with pytest.raises(UserError, match=f"landmarks/{REAL}"):
-        TrainingCrops(crops.where(names(crops) == REAL), Config(input={"size": 64}))[
-            0, 1
-        ]
+        dataset[0, 1]
 
 
 def test_folds_are_split_and_every_second_frame_validates(data):
@@ -188,11 +171,8 @@ def test_folds_are_split_and_every_second_frame_validates(data):
     rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]
     write_csv(data / "folds.csv", header, rows)
     training, validation = train_val_split(read_crop_table(data), 0, 20)
-    assert (
-        set(training["fold"]) == {1, 2}
-        and set(validation["fold"]) == {0}
-        and set(validation["frame"]) == {0, 20}
-    )
+    assert set(training["fold"]) == {1, 2} and set(validation["fold"]) == {0}
+    assert set(validation["frame"]) == {0, 20}
 
 
 @pytest.mark.parametrize(

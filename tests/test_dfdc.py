@@ -1,3 +1,5 @@
+"""Reading DFDC's metadata.json: valid folders, bad entries, path traversal."""
+
 import json
 
 import pytest
@@ -16,7 +18,26 @@ def write_part(root, part, entries, files=None):
     return folder
 
 
+def fake_of(original):
+    """The metadata of a fake with the given original."""
+    return {"x.mp4": {"label": "FAKE", "original": original}}
+
+
 GOOD = {"a.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE", "original": "a.mp4"}}
+BAD_NAMES = [
+    "..",
+    ".",
+    "",
+    "...mp4",
+    "..mp4",
+    ".hidden.mp4",
+    "/etc/passwd",
+    "a/../../x.mp4",
+    "nul\0.mp4",
+    "\ud800.mp4",
+]
+BAD_ORIGINALS = ["..", "../a.mp4", "/a.mp4", ["a.mp4"], {"a": 1}, 5, "\ud800"]
+BAD_LABELS = [["REAL"], {}, 1, True, None]
 
 
 def test_a_good_folder(tmp_path):
@@ -42,59 +63,21 @@ def test_a_good_folder(tmp_path):
             ["metadata.json", "'x.mp4'", "label None", "REAL or FAKE"],
         ),
         ({"x.mp4": {"label": "FALSE"}}, None, ["'FALSE'"]),
-        (
-            {"x.mp4": {"label": "FAKE", "original": "gone.mp4"}},
-            None,
-            ["x.mp4", "original gone", "add the part"],
-        ),
+        (fake_of("gone.mp4"), None, ["x.mp4", "original gone", "add the part"]),
         ({"x.mp4": {"label": "FAKE"}}, None, ["x.mp4", 'no "original"']),
-        (
-            {"x.mp4": {"label": "FAKE", "original": "b.mp4"}},
-            None,
-            ["x.mp4", "itself a FAKE"],
-        ),
+        (fake_of("b.mp4"), None, ["x.mp4", "itself a FAKE"]),
         ({"x.mp4": {"label": "REAL"}}, [], ["x.mp4", "no such file"]),
         ({"../x.mp4": {"label": "REAL"}}, [], ["'../x.mp4'", "plain file name"]),
-        (
-            {"x.mp4": {"label": "FAKE", "original": "/etc/a.mp4"}},
-            None,
-            ["'/etc/a.mp4'", "plain file name"],
-        ),
+        (fake_of("/etc/a.mp4"), None, ["'/etc/a.mp4'", "plain file name"]),
         ({"a.mp4": {"label": "REAL"}}, None, ["a.mp4", "taken by"]),
         *(
             ({name: {"label": "REAL"}}, [], [repr(name), "plain file name"])
-            for name in (
-                "..",
-                ".",
-                "",
-                "...mp4",
-                "..mp4",
-                ".hidden.mp4",
-                "/etc/passwd",
-                "a/../../x.mp4",
-                "nul\0.mp4",
-                "\ud800.mp4",
-            )
+            for name in BAD_NAMES
         ),
-        *(
-            (
-                {"x.mp4": {"label": "FAKE", "original": original}},
-                None,
-                ["plain file name"],
-            )
-            for original in (
-                "..",
-                "../a.mp4",
-                "/a.mp4",
-                ["a.mp4"],
-                {"a": 1},
-                5,
-                "\ud800",
-            )
-        ),
+        *((fake_of(original), None, ["plain file name"]) for original in BAD_ORIGINALS),
         *(
             ({"x.mp4": {"label": label}}, None, ["REAL or FAKE"])
-            for label in (["REAL"], {}, 1, True, None)
+            for label in BAD_LABELS
         ),
         ("[" * 100_000, [], ["not JSON"]),
     ],

@@ -1,4 +1,4 @@
-"""weights/download.sh against a server on this machine."""
+"""weights/download.sh against a local HTTP server."""
 
 import csv
 import hashlib
@@ -20,34 +20,37 @@ NAMES = published_models()
 
 @pytest.fixture
 def server():
-    """Serves `server.files` by name, with byte ranges; `server.cut` bytes are kept back, `server.asked` is what came."""
+    """An HTTP server with range requests.
+
+    Attributes:
+        files: name → content.
+        truncated: bytes that are missing at the end of each response.
+        requests: list of (name, first byte).
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            data = httpd.files.get(self.path.strip("/"))
-            first = int(
-                self.headers.get("Range", "bytes=0-")
-                .removeprefix("bytes=")
-                .split("-")[0]
-            )
-            httpd.asked.append((self.path.strip("/"), first))
+            name = self.path.strip("/")
+            data = httpd.files.get(name)
+            requested = self.headers.get("Range", "bytes=0-")
+            first = int(requested.removeprefix("bytes=").split("-")[0])
+            httpd.requests.append((name, first))
             if data is None:
                 return self.send_error(404)
             self.send_response(206 if first else 200)
             self.send_header("Content-Length", str(len(data) - first))
             if first:
-                self.send_header(
-                    "Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}"
-                )
+                content_range = f"bytes {first}-{len(data) - 1}/{len(data)}"
+                self.send_header("Content-Range", content_range)
             self.end_headers()
-            self.wfile.write(data[first : len(data) - httpd.cut])
+            self.wfile.write(data[first : len(data) - httpd.truncated])
 
         def log_message(self, *_):
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.files = {name: name.encode() * 100 for name in NAMES}
-    httpd.cut, httpd.asked = 0, []
+    httpd.truncated, httpd.requests = 0, []
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield httpd
     httpd.shutdown()
@@ -55,15 +58,14 @@ def server():
 
 @pytest.fixture
 def weights(tmp_path, server):
-    """The folder with the script, and a manifest of the files that the server has."""
+    """A folder with the script, and a manifest of the server's files."""
     shutil.copy(ROOT / "weights" / "download.sh", tmp_path)
     lines = [
         f"{name},0,0,{len(data)},{hashlib.sha256(data).hexdigest()}"
         for name, data in server.files.items()
     ]
-    (tmp_path / "manifest.csv").write_text(
-        "\n".join(["name,seed,epoch,bytes,sha256", *lines, ""])
-    )
+    lines = ["name,seed,epoch,bytes,sha256", *lines, ""]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
     return tmp_path
 
 
@@ -90,31 +92,27 @@ def download(weights, server):
 def test_the_published_seven():
     assert len(NAMES) == 7
     assert NAMES[0] == "final_111_DeepFakeClassifier_tf_efficientnet_b7_ns_0_36"
-    assert [name.split("_")[1] + "_" + name.split("_")[-1] for name in NAMES] == [
-        "111_36",
-        "555_19",
-        "777_29",
-        "777_31",
-        "888_37",
-        "888_40",
-        "999_23",
+    seeds_and_epochs = [(name.split("_")[1], name.split("_")[-1]) for name in NAMES]
+    assert seeds_and_epochs == [
+        ("111", "36"),
+        ("555", "19"),
+        ("777", "29"),
+        ("777", "31"),
+        ("888", "37"),
+        ("888", "40"),
+        ("999", "23"),
     ]
 
 
 def test_the_manifest_is_whole():
     with open(ROOT / "weights" / "manifest.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert all(
-        266_910_613 <= int(row["bytes"]) <= 266_910_618
-        and len(bytes.fromhex(row["sha256"])) == 32
-        for row in rows
-    )
+    for row in rows:
+        assert 266_910_613 <= int(row["bytes"]) <= 266_910_618
+        assert len(bytes.fromhex(row["sha256"])) == 32
+        assert row["name"].split("_")[1::8] == [row["seed"]]
+        assert row["name"].endswith(f"_{row['epoch']}")
     assert len({row["sha256"] for row in rows}) == 7
-    assert all(
-        row["name"].split("_")[1::8] == [row["seed"]]
-        and row["name"].endswith(f"_{row['epoch']}")
-        for row in rows
-    )
 
 
 @needs_curl
@@ -124,14 +122,12 @@ def test_downloads_all_and_checks_them_afterwards(weights, server):
     assert all(
         (weights / name).read_bytes() == data for name, data in server.files.items()
     )
-    server.asked.clear()
-    assert download(weights, server).returncode == 0 and server.asked == []
+    server.requests.clear()
+    assert download(weights, server).returncode == 0 and server.requests == []
     (weights / NAMES[3]).write_bytes(b"changed")
     result = download(weights, server)
-    assert (
-        result.returncode != 0
-        and f"{NAMES[3]}: is not the published file" in result.stderr
-    )
+    assert result.returncode != 0
+    assert f"{NAMES[3]}: is not the published file" in result.stderr
 
 
 @needs_curl
@@ -152,16 +148,16 @@ def test_another_file_in_its_place_is_not_kept(weights, server, change, words):
 
 @needs_curl
 def test_goes_on_where_it_broke_off(weights, server):
-    server.cut = 30
+    server.truncated = 30
     result = download(weights, server)
     assert result.returncode != 0 and "run this again" in result.stderr
     assert not any((weights / name).exists() for name in NAMES)
-    have = (weights / f"{NAMES[0]}.part").stat().st_size
-    assert have > 0
-    server.cut = 0
-    server.asked.clear()
+    size = (weights / f"{NAMES[0]}.part").stat().st_size
+    assert size > 0
+    server.truncated = 0
+    server.requests.clear()
     assert download(weights, server).returncode == 0
-    assert server.asked[0] == (NAMES[0], have)
+    assert server.requests[0] == (NAMES[0], size)
     assert all(
         (weights / name).read_bytes() == data for name, data in server.files.items()
     )
@@ -171,7 +167,6 @@ def test_goes_on_where_it_broke_off(weights, server):
 def test_a_missing_file_is_a_loud_failure(weights, server):
     del server.files[NAMES[2]]
     result = download(weights, server)
-    assert (
-        result.returncode != 0 and NAMES[2] in result.stderr and "404" in result.stderr
-    )
+    assert result.returncode != 0
+    assert NAMES[2] in result.stderr and "404" in result.stderr
     assert not (weights / NAMES[2]).exists() and (weights / NAMES[1]).exists()

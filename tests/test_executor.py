@@ -1,3 +1,5 @@
+"""Worker processes, limits, failures of steps, atomic writes, full disks."""
+
 import csv
 import os
 import signal
@@ -27,114 +29,112 @@ def square(number: int) -> int:
     return number * number
 
 
-def behave(what: str, folder: Path) -> str:
-    """Answer, or not; each call leaves a file, so that calls can be counted."""
-    tempfile.mkstemp(prefix=f"{what}.", dir=folder)
-    if what == "hang":
+def simulate(behaviour: str, folder: Path) -> str:
+    """A task that hangs, crashes, allocates memory, exits or returns its argument.
+
+    Each call creates a file in the folder, so that calls can be counted.
+    """
+    tempfile.mkstemp(prefix=f"{behaviour}.", dir=folder)
+    if behaviour == "hang":
         time.sleep(60)
-    elif what == "crash":
+    elif behaviour == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    elif what == "crash once" and len(list(folder.glob("crash once.*"))) == 1:
+    elif behaviour == "crash once" and len(list(folder.glob("crash once.*"))) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    elif what == "eat":
-        hoard = [np.ones(2**22) for _ in range(28)]  # 0.9 GiB
+    elif behaviour == "allocate":
+        arrays = [np.ones(2**22) for _ in range(28)]  # 0.9 GiB
         time.sleep(6)
-        return str(len(hoard))
-    elif what == "leave":
+        return str(len(arrays))
+    elif behaviour == "exit":
         sys.exit(3)
-    elif what == "disk":
+    elif behaviour == "disk":
         raise MachineError("the disk is full")
-    return what
+    return behaviour
 
 
 def write_name(video: Video) -> None:
+    """The task of a step: fails for "bad", skips a part of "partly"."""
     if video.name == "bad":
         raise UserError(f"{video.path}: cannot be read")
-    with atomic_folder(
-        video.path, ["a part is missing"] if video.name == "partly" else []
-    ) as folder:
+    skipped = ["a part is missing"] if video.name == "partly" else []
+    with atomic_folder(video.path, skipped) as folder:
         (folder / "name").write_text(video.name)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_results_equal_a_plain_loop(workers):
-    got = {
-        item: (result, str(error))
-        for item, result, error in map_items(
-            square, range(8), ExecutorOptions(workers), "test"
-        )
-    }
-    assert got == {
-        n: (None, "three is bad") if n == 3 else (n * n, "None") for n in range(8)
-    }
+    outcomes = map_items(square, range(8), ExecutorOptions(workers), "test")
+    results = {item: (result, str(error)) for item, result, error in outcomes}
+    expected = {n: (n * n, "None") for n in range(8)}
+    expected[3] = (None, "three is bad")
+    assert results == expected
 
 
 def test_what_kills_hangs_or_starves_a_worker_is_one_items_error(tmp_path):
-    """And is tried once more where it might not be the item's fault; all others have their results."""
-    items = ["a", "hang", "crash", "b", "eat", "leave", "crash once", "c"]
+    """The error of an item does not affect the others.
+
+    A crash or a lack of memory is retried once, because it may not be the item's fault;
+    a timeout is not.
+    """
+    items = ["a", "hang", "crash", "b", "allocate", "exit", "crash once", "c"]
     start = time.monotonic()
     outcomes = map_items(
-        partial(behave, folder=tmp_path),
+        partial(simulate, folder=tmp_path),
         items,
         ExecutorOptions(2, Limits(seconds=8, memory=0.6)),
         "test",
     )
-    got = {item: result if error is None else error for item, result, error in outcomes}
+    results, errors = {}, {}
+    for item, result, error in outcomes:
+        if error is None:
+            results[item] = result
+        else:
+            assert isinstance(error, UserError)
+            errors[item] = str(error)
     assert time.monotonic() - start < 40
-    assert {item: got[item] for item in ("a", "b", "c", "crash once")} == {
-        n: n for n in ("a", "b", "c", "crash once")
+    assert results == {item: item for item in ("a", "b", "c", "crash once")}
+    assert errors == {
+        "hang": "took longer than 8 seconds (--time-limit)",
+        "crash": "its worker process died (SIGSEGV), twice",
+        "allocate": "needed more than 0.6 GiB of memory (--memory-limit), twice",
+        "exit": "its worker process died (status 3), twice",
     }
-    assert str(got["hang"]) == "took longer than 8 seconds (--time-limit)"
-    assert str(got["crash"]) == "its worker process died (SIGSEGV), twice"
-    assert (
-        str(got["eat"]) == "needed more than 0.6 GiB of memory (--memory-limit), twice"
-    )
-    assert str(got["leave"]) == "its worker process died (status 3), twice"
-    assert all(
-        isinstance(got[item], UserError) for item in ("hang", "crash", "eat", "leave")
-    )
     calls = {item: len(list(tmp_path.glob(f"{item}.*"))) for item in items}
-    assert calls == {
-        "a": 1,
-        "b": 1,
-        "c": 1,
-        "hang": 1,
-        "crash": 2,
-        "eat": 2,
-        "leave": 2,
-        "crash once": 2,
-    }
+    once, twice = ("a", "b", "c", "hang"), ("crash", "allocate", "exit", "crash once")
+    assert calls == dict.fromkeys(once, 1) | dict.fromkeys(twice, 2)
 
 
 def test_kept_workers_serve_again_and_forget_what_was_given_up(tmp_path):
-    with persistent_workers(ExecutorOptions(1)):
-        first = map_items(
-            partial(behave, folder=tmp_path),
-            list("abcdefgh"),
-            ExecutorOptions(1),
-            "test",
-        )
+    task, executor = partial(simulate, folder=tmp_path), ExecutorOptions(1)
+    with persistent_workers(executor):
+        first = map_items(task, list("abcdefgh"), executor, "test")
         assert next(first)[1] == "a"
         first.close()
-        assert {
-            result
-            for _, result, _ in map_items(square, [1, 2], ExecutorOptions(1), "test")
-        } == {1, 4}
-    assert (
-        len(list(tmp_path.iterdir())) <= 3
-    )  # one was done, at most two more were under way
+        second = map_items(square, [1, 2], executor, "test")
+        assert {result for _, result, _ in second} == {1, 4}
+    # one item was done, at most two more were submitted
+    assert len(list(tmp_path.iterdir())) <= 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_the_parent(tmp_path, ending):
-    """Killed with -9, or by Ctrl-C as a terminal sends it, to all at once: nobody is left, nobody prints a traceback."""
+    """By SIGKILL, or by Ctrl-C, which a terminal sends to the whole process group.
+
+    No process is left, and none prints a traceback.
+    """
     code = (
-        "import sys; from functools import partial; from pathlib import Path; from tests.test_executor import behave;"
-        "from runtime.executor import ExecutorOptions, map_items; from runtime.cli import run_main\n"
+        "import sys\n"
+        "from functools import partial\n"
+        "from pathlib import Path\n"
+        "from runtime.cli import run_main\n"
+        "from runtime.executor import ExecutorOptions, map_items\n"
+        "from tests.test_executor import simulate\n"
+        "def main():\n"
+        "    task = partial(simulate, folder=Path(sys.argv[1]))\n"
+        "    list(map_items(task, ['hang'] * 3, ExecutorOptions(2), 'test'))\n"
         "if __name__ == '__main__':\n"
-        "    task = partial(behave, folder=Path(sys.argv[1]))\n"
-        "    run_main(lambda: list(map_items(task, ['hang', 'hang', 'hang'], ExecutorOptions(2), 'test')))"
+        "    run_main(main)"
     )
     (tmp_path / "program.py").write_text(code)
     (tmp_path / "calls").mkdir()
@@ -144,7 +144,7 @@ def test_no_process_outlives_the_parent(tmp_path, ending):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=hear_ctrl_c,
+        preexec_fn=restore_sigint,
     )
     while len(list((tmp_path / "calls").iterdir())) < 2:
         assert parent.poll() is None
@@ -152,26 +152,26 @@ def test_no_process_outlives_the_parent(tmp_path, ending):
     (os.kill if ending == signal.SIGKILL else os.killpg)(parent.pid, ending)
     start = time.monotonic()
     _, printed = parent.communicate(timeout=20)
-    assert time.monotonic() - start < 5 and parent.returncode == (
-        -9 if ending == signal.SIGKILL else 130
-    )
+    assert time.monotonic() - start < 5
+    assert parent.returncode == (-9 if ending == signal.SIGKILL else 130)
     while running(parent.pid):
         assert time.monotonic() - start < 5, running(parent.pid)
         time.sleep(0.05)
     if ending == signal.SIGINT:
-        assert (
-            "run the same command again to go on" in printed
-            and "Traceback" not in printed
-        )
+        assert "run the same command again to go on" in printed
+        assert "Traceback" not in printed
 
 
-def hear_ctrl_c() -> None:
-    """In a program that is started: a shell lets what it runs in the background ignore Ctrl-C, and that is inherited."""
+def restore_sigint() -> None:
+    """Let a started program receive SIGINT; for `preexec_fn`.
+
+    A shell starts background jobs with SIGINT ignored, and child processes inherit it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def running(session: int) -> list[str]:
-    """The programs of a session that have not ended."""
+    """Names of the processes of a session, without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -185,6 +185,7 @@ def running(session: int) -> list[str]:
 
 
 def step(tmp_path, names, *options):
+    """Run a step over videos of the given names. Returns its exit status."""
     videos = [Video(tmp_path / name, 0, False, name) for name in names]
     parsed = step_parser("").parse_args(
         ["--root-dir", str(tmp_path), "--workers", "0", *options]
@@ -199,7 +200,7 @@ def step(tmp_path, names, *options):
     )
 
 
-def rows(tmp_path):
+def failures(tmp_path):
     with open(tmp_path / "failures.csv", newline="") as file:
         return [tuple(row) for row in csv.reader(file)]
 
@@ -207,30 +208,28 @@ def rows(tmp_path):
 def test_failures_are_listed_counted_and_tried_again(tmp_path):
     names = ["good", "partly", "bad"]
     assert step(tmp_path, names) == 1
-    bad = ("a step", str(tmp_path / "bad"), "cannot be read")
-    skipped, partly = (
+    expected = [
+        ("step", "file", "reason"),
         ("a step", "x.mp4", "left out"),
         ("a step", str(tmp_path / "partly"), "a part is missing"),
-    )
-    expected = [("step", "file", "reason"), skipped, partly, bad]
-    assert rows(tmp_path) == expected
+        ("a step", str(tmp_path / "bad"), "cannot be read"),
+    ]
+    assert failures(tmp_path) == expected
     (tmp_path / "good" / "name").write_text("not made again")
     assert step(tmp_path, names, "--max-failures", "0.4") == 0
     assert (tmp_path / "good" / "name").read_text() == "not made again"
-    assert rows(tmp_path) == expected  # what the first run left out is not forgotten
+    assert failures(tmp_path) == expected  # those of the first run are kept
 
 
 def test_the_disks_refusal_ends_the_run(tmp_path):
+    videos = [Video(tmp_path / "disk", 0, False, "disk")]
+    options = step_parser("").parse_args([f"--root-dir={tmp_path}", "--workers=0"])
     with pytest.raises(MachineError, match="the disk is full"):
-        videos = [Video(tmp_path / "disk", 0, False, "disk")]
-        parsed = step_parser("").parse_args(
-            ["--root-dir", str(tmp_path), "--workers", "0"]
-        )
         run_step(
-            lambda video: behave(video.name, tmp_path),
+            lambda video: simulate(video.name, tmp_path),
             videos,
             lambda video: tmp_path / "none",
-            parsed,
+            options,
             "a step",
         )
     assert not (tmp_path / "failures.csv").exists()
@@ -248,31 +247,24 @@ def test_what_is_half_written_never_takes_the_name_and_is_removed(tmp_path):
     with atomic_folder(tmp_path / "folder", skipped) as folder:
         (folder / "whole").touch()
         skipped += ["one", "two"]
-    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
-        SKIPPED_FILE,
-        "whole",
-    ]
-    assert (
-        skip_reasons(tmp_path / "folder") == ["one", "two"]
-        and skip_reasons(tmp_path / "folder" / "whole") == []
-    )
+    names = sorted(path.name for path in (tmp_path / "folder").iterdir())
+    assert names == [SKIPPED_FILE, "whole"]
+    assert skip_reasons(tmp_path / "folder") == ["one", "two"]
+    assert skip_reasons(tmp_path / "folder" / "whole") == []
 
 
 def test_a_full_disk_and_a_folder_that_is_in_the_way(tmp_path):
-    """/dev/full refuses every byte; what was there before stays."""
+    """/dev/full refuses every byte; the existing file stays."""
     (tmp_path / "a").write_text("before")
     (tmp_path / ".a.tmp").symlink_to("/dev/full")
+    full = r"/a: cannot be written \(No space left on device\); free some space"
     with (
-        pytest.raises(
-            MachineError,
-            match=r"/a: cannot be written \(No space left on device\); free some space",
-        ),
+        pytest.raises(MachineError, match=full),
         atomic_file(tmp_path / "a") as file,
     ):
         file.write_text("after")
-    assert (tmp_path / "a").read_text() == "before" and [
-        path.name for path in tmp_path.iterdir()
-    ] == ["a"]
+    assert (tmp_path / "a").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
     with (
         pytest.raises(MachineError, match="move away what is in its place"),
         atomic_file(tmp_path / "a" / "b") as file,

@@ -1,3 +1,5 @@
+"""Face detection on a portrait: boxes, landmarks, order, empty results."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,12 +28,9 @@ def test_the_portraits_face_is_where_eyes_see_it(detector, portrait):
     (faces,) = detector([portrait])
     assert len(faces) == 1 and faces.probabilities[0] > 0.99
     x1, y1, x2, y2 = faces.boxes[0]
-    # pupils, tip of the nose, corners of the mouth, read off the picture by hand
-    np.testing.assert_allclose(
-        faces.landmarks[0],
-        [(205, 102), (247, 103), (224, 128), (203, 140), (245, 141)],
-        atol=4,
-    )
+    # pupils, tip of the nose, corners of the mouth, annotated by hand
+    expected = [(205, 102), (247, 103), (224, 128), (203, 140), (245, 141)]
+    np.testing.assert_allclose(faces.landmarks[0], expected, atol=4)
     assert x1 < 195 and x2 > 255 and y1 < 90 and y2 > 155
     assert faces.boxes.dtype == faces.landmarks.dtype == np.float32
 
@@ -53,17 +52,12 @@ def test_no_face_is_an_empty_answer(detector):
     black, tiny = np.zeros((120, 160, 3), np.uint8), np.zeros((19, 160, 3), np.uint8)
     for image in (black, tiny):
         (faces,) = detector([image])
-        assert (
-            len(faces) == 0
-            and faces.boxes.shape == (0, 4)
-            and faces.landmarks.shape == (0, 5, 2)
-        )
+        assert len(faces) == 0 and faces.boxes.shape == (0, 4)
+        assert faces.landmarks.shape == (0, 5, 2)
     assert detector([]) == []
 
 
 def test_half_size_is_pillows_bicubic(portrait):
-    odd = portrait[:101, :77]
-    expected = np.asarray(
-        Image.fromarray(odd).resize((38, 50), Image.Resampling.BICUBIC)
-    )
-    np.testing.assert_array_equal(half_size(odd), expected)
+    image = portrait[:101, :77]  # odd height and width
+    resized = Image.fromarray(image).resize((38, 50), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(half_size(image), np.asarray(resized))

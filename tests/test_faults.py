@@ -1,6 +1,8 @@
-"""Bad, odd and hostile videos through prediction and preprocessing: no crash, no hang, no answer without a reason.
+"""Damaged, unusual and hostile videos through prediction and preprocessing.
 
-`make test-faults` runs this with `--long`: 1,000 damaged files instead of 30. -s prints the table of docs/reliability.md.
+No crash, no hang, and a reason for each missing label. `make test-faults` runs this
+with `--long`: 1,000 damaged files instead of 30. `-s` prints the table of
+docs/reliability.md.
 """
 
 import csv
@@ -41,34 +43,26 @@ def read(path: Path) -> list[dict]:
 def predict(
     videos: Path, output: Path, checkpoints: Path
 ) -> dict[str, tuple[float, int, str]]:
-    """File name to label, number of faces and reason."""
+    """Predict videos. Returns: file name → label, number of faces, reason."""
     faces = output.with_suffix(".faces.csv")
     assert run(videos, output, checkpoints, "--faces-csv", faces, *LIMITS) == 0
-    skipped = {
-        row["filename"]: row["reason"]
-        for row in read(output.with_suffix(".report.csv"))
-    }
+    report = read(output.with_suffix(".report.csv"))
+    reasons = {row["filename"]: row["reason"] for row in report}
     counts = Counter(row["video"] for row in read(faces) if row["model"] == "one")
+    labels = {row["filename"]: float(row["label"]) for row in read(output)}
     return {
-        row["filename"]: (
-            float(row["label"]),
-            counts[row["filename"]],
-            skipped.get(row["filename"], ""),
-        )
-        for row in read(output)
+        name: (label, counts[name], reasons.get(name, ""))
+        for name, label in labels.items()
     }
 
 
 def preprocess(root: Path) -> None:
-    assert (
-        all_steps.main(
-            ["--root-dir", str(root), "--device", "cpu", "--max-failures", "1", *LIMITS]
-        )
-        == 0
-    )
+    arguments = [f"--root-dir={root}", "--device=cpu", "--max-failures=1", *LIMITS]
+    assert all_steps.main(arguments) == 0
 
 
 def part(root: Path, number: int, entries: dict[str, dict]) -> Path:
+    """Make a part folder with metadata.json and no videos."""
     folder = root / f"dfdc_train_part_{number}"
     folder.mkdir(parents=True)
     (folder / "metadata.json").write_text(json.dumps(entries))
@@ -79,12 +73,12 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def explained(root: Path) -> dict[str, list[str]]:
-    """File name to the reasons in failures.csv."""
-    found = {}
+def failure_reasons(root: Path) -> dict[str, list[str]]:
+    """File name → the reasons in failures.csv."""
+    reasons = {}
     for row in read(root / "failures.csv"):
-        found.setdefault(os.path.basename(row["file"]), []).append(row["reason"])
-    return found
+        reasons.setdefault(os.path.basename(row["file"]), []).append(row["reason"])
+    return reasons
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +89,10 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def test_prediction_of_every_kind_of_bad_video(corpus, checkpoints, tmp_path):
-    """Each has its row and its reason; the good one beside them has the label that it has alone, to the last digit."""
+    """Each video has its row and its reason.
+
+    The good video among them gets exactly the label that it gets alone.
+    """
     answers = predict(corpus, tmp_path / "s.csv", checkpoints)
     assert answers.keys() == {case.name for case in CASES} | {"good.mp4"}
     wrong = [
@@ -103,53 +100,38 @@ def test_prediction_of_every_kind_of_bad_video(corpus, checkpoints, tmp_path):
         for case in CASES
         if not case.fits(*answers[case.name])
     ]
-    print(
-        "\nprediction:",
-        {
-            kind: f"{tried} tried"
-            for kind, tried in Counter(case.kind for case in CASES).items()
-        },
-    )
+    counts = Counter(case.kind for case in CASES)
+    print("\nprediction:", {kind: f"{count} tried" for kind, count in counts.items()})
     assert not wrong
-    assert (
-        predict(corpus / "good.mp4", tmp_path / "alone.csv", checkpoints)["good.mp4"]
-        == answers["good.mp4"]
-    )
+    alone = predict(corpus / "good.mp4", tmp_path / "alone.csv", checkpoints)
+    assert alone["good.mp4"] == answers["good.mp4"]
 
 
 def test_preprocessing_of_every_kind_of_bad_video(corpus, tmp_path):
-    """Each as a real video, and as a fake of the good one: its crops are there, or a reason why not."""
+    """Each video, as a real one and as a fake of the good one: crops, or a reason."""
     root = tmp_path / "data"
     names = [case.name for case in CASES] + ["good.mp4"]
-    reals = part(root, 0, {name: {"label": "REAL"} for name in names})
-    fakes = part(
-        root,
-        3,
-        {f"fake {name}": {"label": "FAKE", "original": "good.mp4"} for name in names},
-    )
+    real, fake = {"label": "REAL"}, {"label": "FAKE", "original": "good.mp4"}
+    reals = part(root, 0, {name: real for name in names})
+    fakes = part(root, 3, {f"fake {name}": fake for name in names})
     for name in names:
         for target in (reals / name, fakes / f"fake {name}"):
             target.symlink_to(corpus / name)
     preprocess(root)
-    reasons = explained(root)
+    reasons = failure_reasons(root)
     crops = {
         path.name: len(list(path.glob("*.png"))) for path in (root / "crops").iterdir()
     }
     for case in CASES:
         stem = Path(case.name).stem
         assert (crops.get(stem, 0) > 0) == (case.answer != REFUSED), case.name
-        if (
-            case.answer == PARTLY and crops[stem] == 3
-        ):  # of 24 frames, all of 0, 10 and 20 could be read
-            continue
+        if case.answer == PARTLY and crops[stem] == 3:
+            continue  # of 24 frames, 0, 10 and 20 could all be decoded
         assert (case.name in reasons) == (case.answer != ANSWERED), case.name
-        assert crops.get(f"fake {stem}", 0) > 0 or f"fake {case.name}" in reasons, (
-            case.name
-        )
-    rows = read(root / "folds.csv")
-    assert Counter(row["video"] for row in rows) == {
-        name: count for name, count in crops.items() if count
-    }
+        has_crops = crops.get(f"fake {stem}", 0) > 0
+        assert has_crops or f"fake {case.name}" in reasons, case.name
+    counts = Counter(row["video"] for row in read(root / "folds.csv"))
+    assert counts == {name: count for name, count in crops.items() if count}
     alone = tmp_path / "alone"
     shutil.copy(corpus / "good.mp4", part(alone, 0, {"good.mp4": {"label": "REAL"}}))
     preprocess(alone)
@@ -159,15 +141,14 @@ def test_preprocessing_of_every_kind_of_bad_video(corpus, tmp_path):
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory, long_run) -> Path:
-    """Two small clips, and hundreds of damaged copies of them."""
+    """Two small clips, and many damaged copies of them."""
     folder = tmp_path_factory.mktemp("damaged") / "videos"
     seeds = write_seeds(folder)
     rng = np.random.default_rng(2026)
     for number in range(1000 if long_run else 30):
         seed = seeds[number % 2]
-        (folder / f"{number:04}{seed.suffix}").write_bytes(
-            mutate(seed.read_bytes(), rng)
-        )
+        path = folder / f"{number:04}{seed.suffix}"
+        path.write_bytes(mutate(seed.read_bytes(), rng))
     return folder
 
 
@@ -177,21 +158,16 @@ def test_prediction_of_videos_damaged_at_random(damaged, checkpoints, tmp_path):
     for name, (label, faces, reason) in answers.items():
         assert 0 <= label <= 1 and (faces or (label == 0.5 and reason)), name
     for name in ("seed.mp4", "seed.webm"):
-        assert (
-            answers[name][1] == 32 and not answers[name][2]
-        )  # 16 frames with two faces
-        assert (
-            predict(damaged / name, tmp_path / "alone.csv", checkpoints)[name]
-            == answers[name]
-        )
-    kinds = Counter(
-        "whole"
-        if not reason
-        else "partly"
-        if faces
-        else f"no answer: {re.sub('[0-9]+', 'N', reason)}"
-        for _, faces, reason in answers.values()
-    )
+        _, faces, reason = answers[name]
+        assert faces == 32 and not reason  # 16 frames with two faces
+        alone = predict(damaged / name, tmp_path / "alone.csv", checkpoints)
+        assert alone[name] == answers[name]
+    kinds = Counter()
+    for _, faces, reason in answers.values():
+        if reason and not faces:
+            kinds[f"no answer: {re.sub('[0-9]+', 'N', reason)}"] += 1
+        else:
+            kinds["partly" if reason else "whole"] += 1
     print("\nprediction of damaged videos:", *kinds.most_common(), sep="\n  ")
 
 
@@ -200,63 +176,50 @@ def test_preprocessing_of_videos_damaged_at_random(damaged, tmp_path):
     root = tmp_path / "data"
     names = sorted(path.name for path in damaged.iterdir() if path.stem != "seed")
     shutil.copy(damaged / "seed.mp4", damaged / "other.mp4")
-    reals, fakes = (
-        names[::4] + names[1::4] + ["seed.mp4", "other.mp4"],
-        names[2::4] + names[3::4],
-    )
-    for number, entries in (
-        (0, {name: {"label": "REAL"} for name in reals}),
-        (3, {name: {"label": "FAKE", "original": "seed.mp4"} for name in fakes}),
-    ):
-        folder = part(root, number, entries)
-        for name in entries:
+    reals = names[::4] + names[1::4] + ["seed.mp4", "other.mp4"]
+    fakes = names[2::4] + names[3::4]
+    real, fake = {"label": "REAL"}, {"label": "FAKE", "original": "seed.mp4"}
+    for number, videos, entry in ((0, reals, real), (3, fakes, fake)):
+        folder = part(root, number, {name: entry for name in videos})
+        for name in videos:
             (folder / name).symlink_to(damaged / name)
     preprocess(root)
     (damaged / "other.mp4").unlink()
-    reasons, counts = explained(root), Counter()
+    reasons, counts = failure_reasons(root), Counter()
     for name in reals + fakes:
         crops = list((root / "crops" / Path(name).stem).glob("*.png"))
         assert crops or name in reasons, name
-        counts[
-            "whole"
-            if name not in reasons
-            else "partly"
-            if crops
-            else "no crops, and why"
-        ] += 1
+        if name in reasons:
+            counts["partly" if crops else "no crops, with a reason"] += 1
+        else:
+            counts["whole"] += 1
     assert content(root / "crops" / "seed") == content(root / "crops" / "other") != {}
     print("\npreprocessing of damaged videos:", counts)
 
 
 def test_a_file_without_permission_is_named(corpus):
-    """As another user, where this is root's process: root may read all."""
+    """Opened as an unprivileged user, because root may read everything."""
     if os.geteuid():
-        pytest.skip("needs root, to become a user without the permission")
+        pytest.skip("needs root, to switch to a user without the permission")
     path = corpus.parent / "secret.mp4"
     shutil.copy(corpus / "good.mp4", path)
     path.chmod(0)
     for folder in path.parents:
-        if (
-            folder.stat().st_uid == 0
-            and folder != Path("/tmp")
-            and Path("/tmp") in folder.parents
-        ):
+        if folder.stat().st_uid == 0 and Path("/tmp") in folder.parents:
             folder.chmod(0o755)
+    denied = r"(not a readable video|cannot be opened) \(Permission denied\)"
     os.seteuid(65534)
     try:
-        with pytest.raises(
-            VideoError,
-            match=r"secret.mp4: (not a readable video|cannot be opened) \(Permission denied\)",
-        ):
+        with pytest.raises(VideoError, match=f"secret.mp4: {denied}"):
             open_video(path)
     finally:
         os.seteuid(0)
 
 
 def test_names_from_metadata_lead_nowhere_else(tmp_path):
-    """Keys and originals with paths in them: named and left out; nothing is written beside DATA."""
+    """Names with a path are reported and skipped; nothing is written outside DATA."""
     folder = part(
-        tmp_path / "house" / "data",
+        tmp_path / "outer" / "data",
         0,
         {
             "good.mp4": {"label": "REAL"},
@@ -268,22 +231,18 @@ def test_names_from_metadata_lead_nowhere_else(tmp_path):
             "lie.mp4": {"label": "FAKE", "original": "/good.mp4"},
         },
     )
-    for path in (
-        folder / "good.mp4",
-        folder / "fake.mp4",
-        folder / "lie.mp4",
-        folder / "...mp4",
-        tmp_path / "absolute.mp4",
-        tmp_path / "escaped.mp4",
-    ):
-        good(path)
-    before = sorted(tmp_path.iterdir()), sorted((tmp_path / "house").iterdir())
-    root = tmp_path / "house" / "data"
+    for name in ("good.mp4", "fake.mp4", "lie.mp4", "...mp4"):
+        good(folder / name)
+    for name in ("absolute.mp4", "escaped.mp4"):
+        good(tmp_path / name)
+
+    def outside():
+        return sorted(tmp_path.iterdir()), sorted((tmp_path / "outer").iterdir())
+
+    before = outside()
+    root = tmp_path / "outer" / "data"
     preprocess(root)
-    assert (
-        sorted(tmp_path.iterdir()),
-        sorted((tmp_path / "house").iterdir()),
-    ) == before
+    assert outside() == before
     assert {path.name for path in root.iterdir()} == {
         "dfdc_train_part_0",
         "boxes",
@@ -293,11 +252,6 @@ def test_names_from_metadata_lead_nowhere_else(tmp_path):
         "failures.csv",
     }
     assert [path.name for path in (root / "crops").iterdir()] == ["good"]
-    reasons = [
-        row["reason"]
-        for row in read(root / "failures.csv")
-        if row["step"].startswith("1")
-    ]
-    assert len(reasons) == 6 and all(
-        "is not a plain file name" in reason for reason in reasons
-    )
+    rows = [row for row in read(root / "failures.csv") if row["step"].startswith("1")]
+    assert len(rows) == 6
+    assert all("is not a plain file name" in row["reason"] for row in rows)

@@ -1,8 +1,9 @@
-"""Against recordings of the winner's own code, where a folder of them is at hand; skipped elsewhere.
+"""Against recordings of the winner's own code; skipped without the recordings.
 
-    DFDC_GOLDEN=FOLDER pytest -s tests/test_golden.py        prints each figure of docs/fidelity.md
+    DFDC_GOLDEN=FOLDER pytest -s tests/test_golden.py
 
-FOLDER/golden is what was recorded, FOLDER/clips the videos.
+FOLDER/golden holds the recordings, FOLDER/clips the videos. `-s` prints each figure of
+docs/fidelity.md.
 """
 
 import csv
@@ -28,10 +29,9 @@ from training.config import Config
 from training.model import DeepFakeClassifier
 from training.schedule import poly_learning_rate
 
-SHARED = Path(
-    os.environ.get("DFDC_GOLDEN", Path(__file__).parent.parent.parent / "shared")
-)
-GOLDEN, CLIPS = SHARED / "golden", SHARED / "clips"
+DEFAULT = Path(__file__).parent.parent.parent / "shared"
+FOLDER = Path(os.environ.get("DFDC_GOLDEN", DEFAULT))
+GOLDEN, CLIPS = FOLDER / "golden", FOLDER / "clips"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -68,101 +68,91 @@ def report(text):
 
 
 def test_learning_rate():
-    config, apart = Config(), []
+    config, errors = Config(), []
+    schedule = (config.learning_rate, config.poly_power, config.max_iterations)
     for iteration, rate in recorded("lr_schedule.json")["lr"].items():
-        ours = poly_learning_rate(
-            int(iteration),
-            config.learning_rate,
-            config.poly_power,
-            config.max_iterations,
-        )
-        apart.append(abs(ours - rate))
-    report(f"learning rate: {len(apart)} iterations within {max(apart):.1e}")
-    assert max(apart) < 1e-12
+        ours = poly_learning_rate(int(iteration), *schedule)
+        errors.append(abs(ours - rate))
+    report(f"learning rate: {len(errors)} iterations within {max(errors):.1e}")
+    assert max(errors) < 1e-12
 
 
 def test_b7_keys_and_shapes():
     with torch.device("meta"):
         state = DeepFakeClassifier("tf_efficientnet_b7.ns_jft_in1k").state_dict()
+    shapes = {f"module.{key}": list(value.shape) for key, value in state.items()}
     expected = recorded("b7_state_dict_shapes.json")
-    assert {
-        f"module.{key}": list(value.shape) for key, value in state.items()
-    } == expected
+    assert shapes == expected
     report(f"B7: {len(expected)} keys and shapes equal")
 
 
 def test_frames_boxes_and_crops_at_inference():
     detector = FaceDetector(INFERENCE_THRESHOLDS)
-    apart, crops = [0.0], 0
-    for name, video in recorded("inference.json").items():
+    errors, crops = [0.0], 0
+    videos = recorded("inference.json")
+    for name, video in videos.items():
         (path,) = CLIPS.glob(f"*/{name}")
         numbers = frame_numbers(probe(path).frames, 32)
         assert numbers == video["frames"]
         hashes = {crop["frame"]: crop["sha256"] for crop in video["crops"]}
         for number, frame in read_frames(path, numbers):
             boxes = detector([half_size(frame)])[0].boxes
-            expected = [
-                face["box"] for face in video["boxes_half_scale"].get(str(number), [])
-            ]
-            np.testing.assert_allclose(boxes, np.reshape(expected, (-1, 4)), atol=0.01)
-            apart += np.abs(boxes - np.reshape(expected, (-1, 4))).ravel().tolist()
-            ours = [
-                hashlib.sha256(
-                    np.ascontiguousarray(crop_face(frame, box)).tobytes()
-                ).hexdigest()
-                for box in boxes
-            ]
+            faces = video["boxes_half_scale"].get(str(number), [])
+            expected = np.reshape([face["box"] for face in faces], (-1, 4))
+            np.testing.assert_allclose(boxes, expected, atol=0.01)
+            errors += np.abs(boxes - expected).ravel().tolist()
+            ours = [sha256(crop_face(frame, box)) for box in boxes]
             assert ours == hashes.get(number, [])
             crops += len(ours)
     report(
-        f"inference: {len(recorded('inference.json'))} clips, all frame numbers and {crops} crops equal, "
-        f"boxes within {max(apart):.1e} px"
+        f"inference: {len(videos)} clips, all frame numbers and {crops} crops equal, "
+        f"boxes within {max(errors):.1e} px"
     )
 
 
+def sha256(image):
+    return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
 def test_training_boxes(data):
-    apart = []
+    errors = []
     for video, frames in recorded("boxes_half_scale.json").items():
         ours = json.loads((data / "boxes" / f"{video}.json").read_text())
         for number, boxes in frames.items():
             np.testing.assert_allclose(ours[number], boxes, atol=0.01)
-            apart += np.abs(np.subtract(ours[number], boxes)).ravel().tolist()
-    report(f"step 1: {len(apart) // 4} boxes within {max(apart):.1e} px")
+            errors += np.abs(np.subtract(ours[number], boxes)).ravel().tolist()
+    report(f"step 1: {len(errors) // 4} boxes within {max(errors):.1e} px")
 
 
 def test_training_crops_and_landmarks(data):
-    for name, crop in recorded("crops.json").items():
-        assert (
-            hashlib.sha256(cv2.imread(str(data / "crops" / name)).tobytes()).hexdigest()
-            == crop["sha256_bgr"]
-        ), name
-    for name, points in recorded("landmarks.json").items():
+    crops, landmarks = recorded("crops.json"), recorded("landmarks.json")
+    for name, crop in crops.items():
+        image = cv2.imread(str(data / "crops" / name))
+        assert sha256(image) == crop["sha256_bgr"], name
+    for name, points in landmarks.items():
         np.testing.assert_array_equal(np.load(data / "landmarks" / name), points)
-    more = Counter(
-        str(path.parent.name) for path in (data / "crops").glob("*/*.png")
-    ) - Counter(name.split("/")[0] for name in recorded("crops.json"))
+    ours = Counter(path.parent.name for path in (data / "crops").glob("*/*.png"))
+    additional = ours - Counter(name.split("/")[0] for name in crops)
     report(
-        f"steps 2, 3: {len(recorded('crops.json'))} crops, {len(recorded('landmarks.json'))} landmarks equal; "
-        f"more crops of ours: {dict(more)}"
+        f"steps 2, 3: {len(crops)} crops, {len(landmarks)} landmarks equal; "
+        f"additional crops of ours: {dict(additional)}"
     )
 
 
 def test_diffs(data):
-    apart = []
+    errors = []
     for path in (GOLDEN / "diffs").glob("*/*.png"):
-        ours, theirs = (
-            cv2.imread(
-                str(folder / path.parent.name / path.name), cv2.IMREAD_GRAYSCALE
-            ).astype(int)
-            for folder in (data / "diffs", GOLDEN / "diffs")
+        ours = data / "diffs" / path.parent.name / path.name
+        one, two = (
+            cv2.imread(str(file), cv2.IMREAD_GRAYSCALE).astype(int)
+            for file in (ours, path)
         )
-        apart.append(np.abs(ours - theirs))
-    worst, mean = (
-        max(each.max() for each in apart),
-        np.mean([each.mean() for each in apart]),
-    )
+        errors.append(np.abs(one - two))
+    worst = max(error.max() for error in errors)
+    mean = np.mean([error.mean() for error in errors])
     report(
-        f"step 4: {len(apart)} masks, grey levels apart: mean {mean:.2g}, at most {worst}"
+        f"step 4: {len(errors)} masks, difference in grey levels: mean {mean:.2g}, "
+        f"at most {worst}"
     )
     assert worst == 0
 
@@ -173,14 +163,14 @@ def test_folds(data):
         for folder in (data, GOLDEN)
     )
     assert theirs <= ours
-    more = Counter()
+    additional = Counter()
     for row in map(dict, ours - theirs):
-        more[
-            row["video"],
-            "frames 320 and later" if int(row["frame"]) > 310 else "frames to 310",
-        ] += 1
+        late = int(row["frame"]) > 310
+        frames = "frames 320 and later" if late else "frames to 310"
+        additional[row["video"], frames] += 1
     report(
-        f"step 5: his {len(theirs)} rows equal; {len(ours - theirs)} more: {dict(more)}"
+        f"step 5: the winner's {len(theirs)} rows equal; {len(ours - theirs)} "
+        f"additional: {dict(additional)}"
     )
 
 
@@ -191,41 +181,34 @@ def test_faces_and_labels_of_two_checkpoints_in_the_winners_form(tmp_path):
     for path in CLIPS.glob("*/*.mp4"):
         shutil.copyfile(path, videos / path.name)
     arguments = [
-        "--test-dir",
-        videos,
-        "--output",
-        tmp_path / "s.csv",
-        "--faces-csv",
-        tmp_path / "faces.csv",
-        "--weights-dir",
-        GOLDEN,
-        "--device",
-        "cpu",
+        f"--test-dir={videos}",
+        f"--output={tmp_path / 's.csv'}",
+        f"--faces-csv={tmp_path / 'faces.csv'}",
+        f"--weights-dir={GOLDEN}",
+        "--device=cpu",
         "--models",
         *models,
     ]
-    assert predict.main([str(argument) for argument in arguments]) == 0
-    labels = {
-        row["filename"]: float(row["label"]) for row in read_rows(tmp_path / "s.csv")
-    }
-    expected = {
-        name: video["label"] for name, video in recorded("inference.json").items()
-    }
+    assert predict.main(arguments) == 0
+    rows = read_rows(tmp_path / "s.csv")
+    labels = {row["filename"]: float(row["label"]) for row in rows}
+    inference = recorded("inference.json")
+    expected = {name: video["label"] for name, video in inference.items()}
     faces = read_rows(tmp_path / "faces.csv")
-    apart = []
-    for name, video in recorded("inference.json").items():
+    errors = []
+    for name, video in inference.items():
         for prediction in video["predictions"]:
             ours = [
                 float(row["probability"])
                 for row in faces
                 if (row["video"], row["model"]) == (name, prediction["model"])
             ]
-            np.testing.assert_allclose(
-                ours, prediction["faces"], rtol=0, atol=1e-5, err_msg=name
-            )
-            apart += np.abs(np.subtract(ours, prediction["faces"])).tolist()
+            theirs = prediction["faces"]
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5, err_msg=name)
+            errors += np.abs(np.subtract(ours, theirs)).tolist()
     assert labels == pytest.approx(expected, abs=1e-5)
+    label_error = max(abs(labels[name] - expected[name]) for name in labels)
     report(
-        f"probabilities: {len(apart)} faces within {max(apart):.1e}, {len(labels)} labels within "
-        f"{max(abs(labels[name] - expected[name]) for name in labels):.1e}"
+        f"probabilities: {len(errors)} faces within {max(errors):.1e}, "
+        f"{len(labels)} labels within {label_error:.1e}"
     )

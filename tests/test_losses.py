@@ -1,3 +1,5 @@
+"""Losses and the learning-rate schedule, by hand."""
+
 from math import log
 
 import numpy as np
@@ -9,11 +11,9 @@ from training.schedule import poly_learning_rate
 
 
 def test_balanced_loss_by_hand():
-    """Probabilities 0.8 and 0.5 of two fakes, 0.1 of one real, labels smoothed by 0.01."""
-    probabilities, labels = (
-        torch.tensor([0.8, 0.1, 0.5]),
-        torch.tensor([0.99, 0.01, 0.99]),
-    )
+    """Two fakes at 0.8 and 0.5, one real at 0.1; labels 0.99 and 0.01 (smoothed)."""
+    probabilities = torch.tensor([0.8, 0.1, 0.5])
+    labels = torch.tensor([0.99, 0.01, 0.99])
     loss, fake, real = balanced_loss(torch.logit(probabilities), labels)
     first = -(0.99 * log(0.8) + 0.01 * log(0.2))
     second = -(0.01 * log(0.1) + 0.99 * log(0.9))
@@ -26,15 +26,14 @@ def test_balanced_loss_by_hand():
 def test_a_batch_of_one_kind_counts_half_and_has_a_gradient(label):
     logits = torch.zeros(3, requires_grad=True)
     loss, fake, real = balanced_loss(logits, torch.full((3,), label))
-    assert (
-        loss.item() == pytest.approx(log(2) / 2) and min(fake.item(), real.item()) == 0
-    )
+    assert loss.item() == pytest.approx(log(2) / 2)
+    assert min(fake.item(), real.item()) == 0
     loss.backward()
     assert torch.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0
 
 
 def test_validation_is_per_video_by_hand():
-    """Fake video `f` scores mean(0.9, 0.5) = 0.7; real videos 0.2 and mean(0.1, 0.3, 0.5) = 0.3."""
+    """The fake f scores mean(0.9, 0.5) = 0.7, the reals 0.2 and mean(0.1, 0.3, 0.5)."""
     scores = [
         ("f", 0.9, 1),
         ("r", 0.2, 0),
@@ -44,9 +43,8 @@ def test_validation_is_per_video_by_hand():
         ("s", 0.5, 0),
     ]
     fake, real = video_losses(scores)
-    assert fake == pytest.approx(-log(0.7)) and real == pytest.approx(
-        -(log(0.8) + log(0.7)) / 2
-    )
+    assert fake == pytest.approx(-log(0.7))
+    assert real == pytest.approx(-(log(0.8) + log(0.7)) / 2)
     assert np.isnan(video_losses(scores[:1])[1])
 
 

@@ -1,3 +1,5 @@
+"""Network, checkpoints and safetensors: recorded logits, old formats, hostile files."""
+
 import json
 import os
 import pickle
@@ -24,50 +26,54 @@ from training.model import DeepFakeClassifier, Normalize
 
 B0 = "tf_efficientnet_b0.ns_jft_in1k"
 
-# Logits of `made_images` by networks of `made_weights`, recorded with timm 0.4.12 (docs/fidelity.md has the command). A
-# changed timm that moves them would move the published networks' scores.
-PINNED = {
+# Logits of `made_images` by networks with `made_weights`, recorded with timm 0.4.12
+# (docs/fidelity.md has the command). A version of timm that changes them would change
+# the scores of the published networks, too.
+RECORDED_LOGITS = {
     "tf_efficientnet_b0_ns": [0.099157363, 0.093736216, 0.1135029, 0.11142063],
     "tf_efficientnet_b2_ns": [2.9985647, 4.4932494, 5.3299079, 2.8340058],
 }
 
 
 def made_weights(state):
-    """Weights that any version of PyTorch and NumPy makes alike: drawn by each entry's name, sized so that nothing explodes."""
-    made = {}
+    """Draw weights that do not depend on the versions of PyTorch and NumPy.
+
+    Each entry has a seed from its name, and a scale that keeps activations bounded.
+    """
+    weights = {}
     for key, value in state.items():
-        draw, shape = (
-            np.random.RandomState(zlib.crc32(key.encode())),
-            tuple(value.shape),
-        )
+        rng = np.random.RandomState(zlib.crc32(key.encode()))
+        shape = tuple(value.shape)
         if key.endswith("running_var"):
-            values = draw.uniform(0.5, 1.5, shape)
+            values = rng.uniform(0.5, 1.5, shape)
         elif key.endswith(("running_mean", "bias")):
-            values = draw.normal(0, 0.1, shape)
-        elif len(shape) < 2:  # a batch norm's weight, or its count of batches
-            values = draw.uniform(0.8, 1.2, shape)
+            values = rng.normal(0, 0.1, shape)
+        elif len(shape) < 2:  # weight or num_batches_tracked of a batch norm
+            values = rng.uniform(0.8, 1.2, shape)
         else:
-            values = draw.normal(
-                0, np.sqrt((2 if len(shape) == 4 else 1) / np.prod(shape[1:])), shape
-            )
-        made[key] = torch.tensor(values, dtype=value.dtype)
-    return made
+            gain = 2 if len(shape) == 4 else 1
+            values = rng.normal(0, np.sqrt(gain / np.prod(shape[1:])), shape)
+        weights[key] = torch.tensor(values, dtype=value.dtype)
+    return weights
+
+
+def made_fc(encoder):
+    """Weights of the last layer for an encoder."""
+    shape = (1, encoder.num_features)
+    return made_weights({"fc.weight": torch.zeros(shape), "fc.bias": torch.zeros(1)})
 
 
 def made_images():
-    """(4, 3, 96, 96) float32, as after normalising."""
-    return torch.tensor(
-        np.random.RandomState(0).normal(0, 1, (4, 3, 96, 96)), dtype=torch.float32
-    )
+    """Random images, (4, 3, 96, 96) float32, as after normalisation."""
+    images = np.random.RandomState(0).normal(0, 1, (4, 3, 96, 96))
+    return torch.tensor(images, dtype=torch.float32)
 
 
 def made_logits(name):
-    """The answers of a network put together by hand around timm's encoder, of whatever version is imported."""
+    """Logits of a network built by hand around an encoder of the installed timm."""
     encoder = timm.create_model(name).eval()
     encoder.load_state_dict(made_weights(encoder.state_dict()))
-    fc = made_weights(
-        {"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)}
-    )
+    fc = made_fc(encoder)
     with torch.no_grad():
         pooled = encoder.forward_features(made_images()).mean(dim=(2, 3))
     return (pooled @ fc["fc.weight"][0] + fc["fc.bias"]).tolist()
@@ -86,61 +92,50 @@ def test_forward_is_pool_and_linear_by_hand(encoder, features):
     model = DeepFakeClassifier(encoder, dropout=0.5).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        maps = (
-            model.encoder.extract_features
-            if "/" in encoder
-            else model.encoder.forward_features
-        )(images)
-        assert maps.shape[:2] == (2, features)
+        if "/" in encoder:
+            batch = model.encoder.extract_features(images)
+        else:
+            batch = model.encoder.forward_features(images)
+        assert batch.shape[:2] == (2, features)
+        weights, bias = model.fc.weight[0], model.fc.bias
         expected = [
-            float(
-                model.fc.bias
-                + sum(w * m.mean() for w, m in zip(model.fc.weight[0], each))
-            )
-            for each in maps
+            float(bias + sum(w * m.mean() for w, m in zip(weights, maps)))
+            for maps in batch
         ]
         np.testing.assert_allclose(model(images).tolist(), expected, atol=1e-4)
 
 
 def test_b7_has_the_published_entries():
-    """A published B7 checkpoint has 1,202 entries and 66.66 million numbers, ImageNet's classifier among them."""
+    """A published B7 checkpoint has 1,202 entries and 66.66 million parameters.
+
+    They include ImageNet's classifier.
+    """
     with torch.device("meta"):
         state = DeepFakeClassifier("tf_efficientnet_b7.ns_jft_in1k").state_dict()
     assert len(state) == 1202
     assert sum(value.numel() for value in state.values()) == 66_661_404
-    assert state["fc.weight"].shape == (1, 2560) and state[
-        "encoder.classifier.weight"
-    ].shape == (1000, 2560)
+    assert state["fc.weight"].shape == (1, 2560)
+    assert state["encoder.classifier.weight"].shape == (1000, 2560)
 
 
 def test_only_the_unused_classifier_gets_no_gradient():
     model = DeepFakeClassifier(B0)
     model(torch.randn(2, 3, 64, 64)).sum().backward()
-    still = {
-        name for name, parameter in model.named_parameters() if parameter.grad is None
-    }
-    assert still == {"encoder.classifier.weight", "encoder.classifier.bias"}
-    assert still == {
-        name
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
-    }
+    parameters = dict(model.named_parameters())
+    unused = {"encoder.classifier.weight", "encoder.classifier.bias"}
+    assert {name for name, each in parameters.items() if each.grad is None} == unused
+    assert {
+        name for name, each in parameters.items() if not each.requires_grad
+    } == unused
 
 
 def test_normalize_equals_torchvision():
     images = torch.randint(0, 256, (3, 5, 6, 3), dtype=torch.uint8)
     settings = InputSettings()
-    expected = torch.stack(
-        [
-            TorchvisionNormalize(settings.mean, settings.std)(
-                i.permute(2, 0, 1) / 255.0
-            )
-            for i in images
-        ]
-    )
-    torch.testing.assert_close(
-        Normalize(settings.mean, settings.std)(images), expected, rtol=0, atol=1e-6
-    )
+    reference = TorchvisionNormalize(settings.mean, settings.std)
+    expected = torch.stack([reference(i.permute(2, 0, 1) / 255.0) for i in images])
+    normalized = Normalize(settings.mean, settings.std)(images)
+    torch.testing.assert_close(normalized, expected, rtol=0, atol=1e-6)
 
 
 def test_encoder_weights_come_from_a_local_file(tmp_path):
@@ -165,10 +160,8 @@ def test_encoder_weights_come_from_a_local_file(tmp_path):
 
 
 def test_names_are_the_winners():
-    assert (
-        run_name("111_", "tf_efficientnet_b7.ns_jft_in1k", 0)
-        == "111_DeepFakeClassifier_tf_efficientnet_b7_ns_0"
-    )
+    name = run_name("111_", "tf_efficientnet_b7.ns_jft_in1k", 0)
+    assert name == "111_DeepFakeClassifier_tf_efficientnet_b7_ns_0"
 
 
 def test_own_checkpoint_brings_its_settings(tmp_path):
@@ -189,7 +182,11 @@ def test_own_checkpoint_brings_its_settings(tmp_path):
 
 
 def write_as_the_winner(path, weights):
-    """The file format of before PyTorch 1.6, `module.` before each key, a NumPy 1 float, no settings."""
+    """Write a checkpoint as the winner's code did.
+
+    The file format before PyTorch 1.6, the prefix `module.` of each key, a NumPy 1
+    float, no settings.
+    """
     entries = {
         "epoch": 37,
         "state_dict": {f"module.{key}": value for key, value in weights.items()},
@@ -197,29 +194,21 @@ def write_as_the_winner(path, weights):
     }
     torch.save(entries, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    assert b"numpy._core.multiarray" in data  # NumPy 2's name; his files have NumPy 1's
-    path.write_bytes(
-        data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
-    )
+    # NumPy 2's module name; the winner's files have that of NumPy 1
+    new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+    assert new in data
+    path.write_bytes(data.replace(new, old))
 
 
-@pytest.mark.parametrize("short, recorded", PINNED.items())
+@pytest.mark.parametrize("short, recorded", RECORDED_LOGITS.items())
 def test_a_checkpoint_in_the_winners_form_gives_the_answers_of_2020(
     tmp_path, short, recorded
 ):
     path = tmp_path / f"final_111_DeepFakeClassifier_{short}_0_36"
     encoder = timm.create_model(short.replace("_ns", ".ns_jft_in1k"))
-    fc = made_weights(
-        {"fc.weight": torch.zeros(1, encoder.num_features), "fc.bias": torch.zeros(1)}
-    )
-    write_as_the_winner(
-        path,
-        {
-            f"encoder.{key}": value
-            for key, value in made_weights(encoder.state_dict()).items()
-        }
-        | fc,
-    )
+    weights = made_weights(encoder.state_dict())
+    prefixed = {f"encoder.{key}": value for key, value in weights.items()}
+    write_as_the_winner(path, prefixed | made_fc(encoder))
     model, settings = load_classifier(path)
     assert settings == InputSettings() and load_checkpoint(path)["bce_best"] == 0.2
     with torch.no_grad():
@@ -232,12 +221,12 @@ def test_the_recorded_answers_tell_another_epsilon_or_padding_apart(
 ):
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name: real(name, **change))
-    apart = np.abs(np.subtract(made_logits(B0), PINNED["tf_efficientnet_b0_ns"]))
-    assert apart.max() > 10 * 1e-5
+    recorded = RECORDED_LOGITS["tf_efficientnet_b0_ns"]
+    assert np.abs(np.subtract(made_logits(B0), recorded)).max() > 10 * 1e-5
 
 
 class Evil:
-    """Unpickled, it calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, argument):
         self.call = function, (argument,)
@@ -258,11 +247,9 @@ class Evil:
 )
 def test_a_checkpoint_that_would_run_code_is_refused_by_name(tmp_path, function, named):
     trace = tmp_path / "it was run"
-    argument = (
-        f"touch '{trace}'"
-        if function in (os.system, getoutput)
-        else f"open({str(trace)!r}, 'w')"
-    )
+    argument = f"open({str(trace)!r}, 'w')"
+    if function in (os.system, getoutput):
+        argument = f"touch '{trace}'"
     entries = {"state_dict": {}, "extra": Evil(function, argument)}
     torch.save(entries, tmp_path / "new")
     torch.save(entries, tmp_path / "old", _use_new_zipfile_serialization=False)
@@ -287,16 +274,17 @@ def test_a_checkpoint_that_would_run_code_is_refused_by_name(tmp_path, function,
 
 
 def test_safetensors_serve_too(tmp_path):
-    """With our settings in the metadata, or named as the winner's; a damaged one is named."""
+    """With our settings in the metadata, or named as the winner's files.
+
+    The error for a damaged file contains its name.
+    """
     config = Config(encoder=B0, input={"size": 96})
     model = DeepFakeClassifier(B0).eval()
     weights = {key: value.contiguous() for key, value in model.state_dict().items()}
     entries = {"epoch": "3", "config": json.dumps(config.model_dump())}
     save_file(weights, tmp_path / "ours.safetensors", entries)
-    save_file(
-        weights,
-        tmp_path / "final_1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_2.safetensors",
-    )
+    name = "final_1_DeepFakeClassifier_tf_efficientnet_b0_ns_0_2.safetensors"
+    save_file(weights, tmp_path / name)
     images = torch.randn(1, 3, 64, 64)
     for path in tmp_path.iterdir():
         loaded, found = load_classifier(path)
@@ -310,9 +298,8 @@ def test_safetensors_serve_too(tmp_path):
     torch.testing.assert_close(
         other.encoder.conv_head.weight, model.encoder.conv_head.weight, rtol=0, atol=0
     )
-    (tmp_path / "cut.safetensors").write_bytes(
-        (tmp_path / "ours.safetensors").read_bytes()[:5000]
-    )
+    data = (tmp_path / "ours.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[:5000])
     with pytest.raises(UserError, match="cut.safetensors: not a safetensors file"):
         load_classifier(tmp_path / "cut.safetensors")
 
@@ -342,18 +329,14 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "text").write_text("no checkpoint")
     torch.save({"weights": 1}, tmp_path / "other")
     torch.save({"state_dict": {}}, tmp_path / "nameless")
-    torch.save(
-        {"state_dict": {}}, tmp_path / "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1"
-    )
+    empty = "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1"
+    torch.save({"state_dict": {}}, tmp_path / empty)
     for name, words in (
         ("none", "no such"),
         ("text", "read safely"),
         ("other", "no `state_dict`"),
         ("nameless", "name it as"),
-        (
-            "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1",
-            "not weights of tf_efficientnet_b0",
-        ),
+        (empty, "not weights of tf_efficientnet_b0"),
     ):
         with pytest.raises(UserError, match=f"{name}.*{words}"):
             load_classifier(tmp_path / name)

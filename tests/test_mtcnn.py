@@ -1,4 +1,4 @@
-"""The vectorised cascade against facenet-pytorch's own, which is the slow, obvious version."""
+"""The vectorised cascade against facenet-pytorch's, which is slow and simple."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from preprocessing.faces import (
     MIN_FACE_SIZE,
     TRAINING_THRESHOLDS,
 )
-from preprocessing.mtcnn import Cascade, IntegralImages, MaxPool, PReLU, _scales
+from preprocessing.mtcnn import Cascade, IntegralImages, MaxPool, PReLU, _pyramid_scales
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +22,12 @@ def cascade():
 
 @pytest.fixture(scope="module")
 def frames(portrait):
-    """Six frames (256, 448, 3) of two faces that move, shrink and darken; the last one is noise."""
+    """Six frames (256, 448, 3): two faces that move, shrink and darken; noise."""
     rng, frames = np.random.default_rng(0), []
     for step in range(5):
         frame = rng.integers(0, 60, (256, 448, 3), dtype=np.uint8)
-        frame[:, :256] = portrait[
-            step * 9 : step * 9 + 256, 90 + step : 346 + step
-        ] // (1 + step // 3)
+        large = portrait[step * 9 : step * 9 + 256, 90 + step : 346 + step]
+        frame[:, :256] = large // (1 + step // 3)
         small = portrait[: 512 - step * 20 : 2, :360:2]
         frame[: len(small), 268 : 268 + small.shape[1]] = small
         frames.append(frame)
@@ -36,29 +35,29 @@ def frames(portrait):
 
 
 def theirs(images, thresholds):
-    """facenet-pytorch's boxes, probabilities and landmarks, (K, 15) for each image; the images go in as one batch."""
+    """facenet-pytorch's boxes, probabilities and landmarks, (K, 15) for each image.
+
+    The images are one batch.
+    """
     mtcnn = MTCNN(
         margin=0, min_face_size=MIN_FACE_SIZE, thresholds=list(thresholds), device="cpu"
     )
-    results = zip(*mtcnn.detect(np.stack(images), landmarks=True))
-    return [
-        np.zeros((0, 15))
-        if boxes is None
-        else np.hstack(
-            [boxes, np.reshape(scores, (-1, 1)), np.reshape(points, (-1, 10))]
-        )
-        for boxes, scores, points in results
-    ]
+    rows = []
+    for boxes, scores, points in zip(*mtcnn.detect(np.stack(images), landmarks=True)):
+        if boxes is None:
+            rows.append(np.zeros((0, 15)))
+        else:
+            scores, points = np.reshape(scores, (-1, 1)), np.reshape(points, (-1, 10))
+            rows.append(np.hstack([boxes, scores, points]))
+    return rows
 
 
 def assert_same(found, expected):
     for (boxes, points), rows in zip(found, expected, strict=True):
-        ours = np.hstack([boxes, points.reshape(-1, 10)])
-        assert len(ours) == len(rows)
+        ours, theirs = np.hstack([boxes, points.reshape(-1, 10)]), rows.astype(float)
+        assert len(ours) == len(theirs)
         np.testing.assert_allclose(
-            ours[np.lexsort(ours.T)],
-            rows.astype(float)[np.lexsort(rows.astype(float).T)],
-            atol=2e-3,
+            ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)], atol=2e-3
         )
 
 
@@ -69,9 +68,9 @@ def assert_same(found, expected):
 def test_boxes_equal_facenet_alone_and_together(cascade, frames, thresholds):
     alone = [theirs([frame], thresholds)[0] for frame in frames]
     assert sum(map(len, alone)) >= 8
-    assert_same(cascade(frames, thresholds, MIN_FACE_SIZE, together=False), alone)
+    assert_same(cascade(frames, thresholds, MIN_FACE_SIZE, batched_nms=False), alone)
     assert_same(
-        cascade(frames, thresholds, MIN_FACE_SIZE, together=True),
+        cascade(frames, thresholds, MIN_FACE_SIZE, batched_nms=True),
         theirs(frames, thresholds),
     )
 
@@ -81,7 +80,7 @@ def test_nothing_left_after_any_stage_is_an_empty_answer(cascade, frames, stage)
     thresholds = [0.6, 0.7, 0.7]
     thresholds[stage] = 1 - 1e-9
     assert_same(
-        cascade(frames[:2], thresholds, MIN_FACE_SIZE, together=False),
+        cascade(frames[:2], thresholds, MIN_FACE_SIZE, batched_nms=False),
         [np.zeros((0, 15))] * 2,
     )
 
@@ -96,7 +95,7 @@ def test_images_of_different_sizes_are_as_each_alone(cascade, frames, portrait):
     images = [np.ascontiguousarray(image) for image in images]
     expected = [theirs([image], LANDMARK_THRESHOLDS)[0] for image in images]
     assert_same(
-        cascade(images, LANDMARK_THRESHOLDS, MIN_FACE_SIZE, together=False), expected
+        cascade(images, LANDMARK_THRESHOLDS, MIN_FACE_SIZE, batched_nms=False), expected
     )
 
 
@@ -105,14 +104,14 @@ def test_shrinking_equals_area_interpolation_bit_for_bit(portrait):
         np.ascontiguousarray(portrait[:301, :233]),
         np.ascontiguousarray(portrait[100:401, 100:333]),
     ]
-    pictures = IntegralImages(images, torch.device("cpu"))
+    integral_images = IntegralImages(images, torch.device("cpu"))
     plain = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
-    for scale in _scales(301, 233, MIN_FACE_SIZE):
+    for scale in _pyramid_scales(301, 233, MIN_FACE_SIZE):
         expected = F.interpolate(
             plain, (int(301 * scale + 1), int(233 * scale + 1)), mode="area"
         )
         assert torch.equal(
-            pictures.shrink([0, 1], scale), (expected - 127.5) * 0.0078125
+            integral_images.downscale([0, 1], scale), (expected - 127.5) * 0.0078125
         )
     boxes = torch.tensor(
         [
@@ -120,35 +119,28 @@ def test_shrinking_equals_area_interpolation_bit_for_bit(portrait):
             (10.7, 20.2, 95.9, 120.1),
             (-9, 250, 60, 330),
             (5, 5, 6, 6),
-            (99, 9, 98, 20),
+            (99, 9, 98, 20),  # is empty
         ]
     )
     owners = torch.tensor([0, 1, 0, 1, 1])
-    kept, kept_owners, chunks = pictures.cut(boxes, owners, 24, chunk=2)
-    assert len(kept) == 4 and kept_owners.tolist() == [
-        0,
-        1,
-        0,
-        1,
-    ]  # the last box shows nothing
+    kept, kept_owners, chunks = integral_images.crop_and_resize(
+        boxes, owners, 24, chunk_size=2
+    )
+    assert len(kept) == 4 and kept_owners.tolist() == [0, 1, 0, 1]
     for (x1, y1, x2, y2), owner, crop in zip(
         boxes.int().tolist(), kept_owners, torch.cat(chunks)
     ):
-        part = plain[
-            owner : owner + 1,
-            :,
-            max(y1, 1) - 1 : min(y2, 301),
-            max(x1, 1) - 1 : min(x2, 233),
-        ]
-        assert torch.equal(
-            crop, (F.interpolate(part, (24, 24), mode="area")[0] - 127.5) * 0.0078125
-        )
+        rows = slice(max(y1, 1) - 1, min(y2, 301))
+        columns = slice(max(x1, 1) - 1, min(x2, 233))
+        window = plain[owner : owner + 1, :, rows, columns]
+        resized = F.interpolate(window, (24, 24), mode="area")[0]
+        assert torch.equal(crop, (resized - 127.5) * 0.0078125)
 
 
 def test_sums_that_wrap_around_are_right():
     white = np.full((2100, 4100, 3), 255, np.uint8)  # more than 2^31 in sum
-    pictures = IntegralImages([white], torch.device("cpu"))
-    assert (pictures.shrink([0], 0.02) == (255 - 127.5) * 0.0078125).all()
+    integral_images = IntegralImages([white], torch.device("cpu"))
+    assert (integral_images.downscale([0], 0.02) == (255 - 127.5) * 0.0078125).all()
 
 
 @pytest.mark.parametrize(

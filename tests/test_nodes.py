@@ -1,4 +1,7 @@
-"""Training on several nodes by train.sh: two agents of torchrun on this machine, as nodes of one process each."""
+"""Multi-node training with train.sh: two torchrun agents of one process each.
+
+Both run on this machine.
+"""
 
 import csv
 import os
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_executor import hear_ctrl_c
+from tests.test_executor import restore_sigint
 from tests.test_interruptions import content
 from tests.test_train import SMALL
 from training.checkpoint import load_checkpoint
@@ -26,7 +29,7 @@ SETTINGS = [*SMALL, "augmented=0"]
 def start(
     data: Path, out: Path, processes: int = 1, **settings: object
 ) -> subprocess.Popen:
-    """train.sh, in a session of its own; `settings` are environment variables."""
+    """Start train.sh in a session of its own; `settings` are environment variables."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     settings |= {
         "PATH": path,
@@ -37,31 +40,21 @@ def start(
         "LOGDIR": out / "logs",
         "OMP_NUM_THREADS": 1,
     }
-    command = [
-        "./train.sh",
-        data,
-        processes,
-        "--device",
-        "cpu",
-        "--workers",
-        0,
-        "--set",
-        *SETTINGS,
-    ]
+    options = ["--device", "cpu", "--workers", "0", "--set", *SETTINGS]
     return subprocess.Popen(
-        [*map(str, command)],
+        ["./train.sh", str(data), str(processes), *options],
         cwd=ROOT,
         start_new_session=True,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=hear_ctrl_c,
+        preexec_fn=restore_sigint,
         env={**os.environ, **{key: str(value) for key, value in settings.items()}},
     )
 
 
 def finish(*programs: subprocess.Popen) -> str:
-    """What they printed."""
+    """Wait for programs to end. Returns their output."""
     printed = ""
     for program in programs:
         output, errors = program.communicate(timeout=200)
@@ -71,6 +64,7 @@ def finish(*programs: subprocess.Popen) -> str:
 
 
 def two_nodes(data: Path, out: Path) -> list[subprocess.Popen]:
+    """Start train.sh for each of two nodes, on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,6 +73,7 @@ def two_nodes(data: Path, out: Path) -> list[subprocess.Popen]:
 
 
 def curve(out: Path, *columns: str) -> list[list[float]]:
+    """Columns of metrics.csv, a row for each epoch."""
     with open(out / "logs" / NAME / "metrics.csv", newline="") as file:
         return [
             [float(row[column]) for column in columns] for row in csv.DictReader(file)
@@ -96,11 +91,11 @@ LOSSES = (
 
 @pytest.fixture(scope="module")
 def one_node(train_data, tmp_path_factory) -> Path:
-    """Trained by two processes of one node."""
+    """A training run of two processes of one node."""
     out = tmp_path_factory.mktemp("one node")
     printed = finish(start(train_data, out, 2))
     assert "4 steps of 8 images = 2 processes x 4\n" in printed
-    assert printed.count("validation loss") == 3  # one of them tells
+    assert printed.count("validation loss") == 3  # only one process prints it
     return out
 
 
@@ -114,9 +109,13 @@ def test_two_nodes_train_as_two_processes_of_one(one_node, train_data, tmp_path)
 def test_one_process_goes_on_with_the_same_steps_where_a_node_was_lost(
     one_node, train_data, tmp_path
 ):
-    """Killed with -9 after the second epoch: the other ends with a message. Gradients are added up from there on, so the losses
-    in training are the same; batch norm remembers both halves of a step, where two CPUs keep the first one's, so those in
-    validation are not quite."""
+    """A node is killed with SIGKILL after the second epoch; one process resumes.
+
+    The other node ends with a message. The remaining process accumulates gradients, so
+    the training losses are the same. The validation losses differ slightly: the running
+    statistics of batch norm are updated with both halves of a step, where two CPU
+    processes keep those of the first half.
+    """
     nodes = two_nodes(train_data, tmp_path)
     while not (tmp_path / "weights" / f"{NAME}_1").exists():
         assert all(node.poll() is None for node in nodes)
@@ -125,18 +124,16 @@ def test_one_process_goes_on_with_the_same_steps_where_a_node_was_lost(
     begin = time.monotonic()
     _, errors = nodes[0].communicate(timeout=100)
     assert nodes[0].returncode not in (0, None) and time.monotonic() - begin < 60
-    assert "its node was lost" in errors and "Run the same command again" in errors, (
-        errors[-3000:]
-    )
+    assert "its node was lost" in errors, errors[-3000:]
+    assert "Run the same command again" in errors, errors[-3000:]
     nodes[1].communicate()
     done = load_checkpoint(tmp_path / "weights" / f"{NAME}_last")["epoch"]
     assert done < 3  # else there is nothing to go on with
     printed = finish(start(train_data, tmp_path))
     assert f"going on after epoch {done - 1}" in printed
     assert "4 steps of 8 images = 1 processes x 4 x 2 batches added up" in printed
-    for ours, theirs in zip(
-        curve(tmp_path, *LOSSES), curve(one_node, *LOSSES), strict=True
-    ):
+    curves = (curve(out, *LOSSES) for out in (tmp_path, one_node))
+    for ours, theirs in zip(*curves, strict=True):
         assert ours[:3] == pytest.approx(theirs[:3], rel=1e-5)
         assert ours[3:] == pytest.approx(theirs[3:], rel=0.2)
     ours, theirs = (

@@ -1,4 +1,4 @@
-"""The whole prediction on small videos, in-process, against a slow version and known answers."""
+"""Prediction on small videos, in this process, against a slow reference version."""
 
 import csv
 import json
@@ -27,53 +27,38 @@ def read_rows(path):
 
 
 def run(test_dir, output, checkpoints, *options):
+    """Predict with the checkpoints `one` and `two`."""
     arguments = [
-        "--test-dir",
-        test_dir,
-        "--output",
-        output,
-        "--weights-dir",
-        checkpoints,
-        "--models",
-        "one",
-        "two",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        *options,
+        f"--test-dir={test_dir}",
+        f"--output={output}",
+        f"--weights-dir={checkpoints}",
+        *("--models", "one", "two"),
+        "--workers=0",
+        "--device=cpu",
+        *map(str, options),
     ]
-    return predict.main([str(argument) for argument in arguments])
+    return predict.main(arguments)
 
 
 @pytest.fixture(scope="module")
 def videos(dfdc, tmp_path_factory):
-    """Three good videos, and three that cannot be answered."""
+    """Three valid videos, and three that cannot be predicted."""
     folder = tmp_path_factory.mktemp("videos")
     for part, name in ((0, REAL), (0, FAKE), (3, LONE)):
-        shutil.copy(
-            dfdc / f"dfdc_train_part_{part}" / f"{name}.mp4", folder / f"{name}.mp4"
-        )
+        shutil.copy(dfdc / f"dfdc_train_part_{part}" / f"{name}.mp4", folder)
     write_video(folder / "no face.mp4", random_frames(5))
     write_sound(folder / "sound.mp4")
     (folder / "text.mp4").write_text("no video")
-    (folder / "notes.txt").write_text("not looked at")
+    (folder / "notes.txt").write_text("is ignored")
     return folder
 
 
 @pytest.fixture(scope="module")
 def predicted(videos, checkpoints, tmp_path_factory):
+    """A folder with the submission, faces.csv and the report of `videos`."""
     folder = tmp_path_factory.mktemp("predicted")
-    assert (
-        run(
-            videos,
-            folder / "submission.csv",
-            checkpoints,
-            "--faces-csv",
-            folder / "faces.csv",
-        )
-        == 0
-    )
+    output, faces = folder / "submission.csv", folder / "faces.csv"
+    assert run(videos, output, checkpoints, "--faces-csv", faces) == 0
     return folder
 
 
@@ -88,9 +73,8 @@ def test_one_row_for_each_video_sorted(predicted):
         "text.mp4",
     ]
     labels = [float(row["label"]) for row in rows]
-    assert labels[3:] == [0.5, 0.5, 0.5] and all(
-        0 < label < 1 and label != 0.5 for label in labels[:3]
-    )
+    assert labels[3:] == [0.5, 0.5, 0.5]
+    assert all(0 < label < 1 and label != 0.5 for label in labels[:3])
 
 
 def test_every_missing_answer_has_its_reason(predicted):
@@ -110,69 +94,51 @@ def test_every_missing_answer_has_its_reason(predicted):
 
 
 def slow_input(crop, size):
-    """Resize the longer side, centre on black, scale and normalise, one number after the other in float64."""
+    """Resize the longer side, centre on black, normalise in float64. Returns CHW."""
     height, width = crop.shape[:2]
     scale = size / max(height, width)
-    shape = (
-        (size, int(width * scale)) if height >= width else (int(height * scale), size)
-    )
-    small = cv2.resize(
-        crop,
-        shape[::-1],
-        interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA,
-    )
+    if height >= width:
+        height, width = size, int(width * scale)
+    else:
+        height, width = int(height * scale), size
+    interpolation = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     square = np.zeros((size, size, 3))
-    top, left = (size - shape[0]) // 2, (size - shape[1]) // 2
-    square[top : top + shape[0], left : left + shape[1]] = small
-    return ((square / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(
-        2, 0, 1
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = cv2.resize(
+        crop, (width, height), interpolation=interpolation
     )
+    normalized = (square / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return normalized.transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("name", [REAL, LONE])
 def test_label_and_faces_equal_the_slow_way(predicted, videos, checkpoints, name):
-    """OpenCV decodes all frames, the detector shared_path one at a time, each network one face at a time."""
+    """OpenCV decodes all frames; one frame a detector call, one face a forward pass."""
     frames = opencv_frames(videos / f"{name}.mp4")
-    assert len(frames) == 24  # fewer than 32: each is looked at once
-    detector, expected, by_model = (
-        FaceDetector(INFERENCE_THRESHOLDS),
-        [],
-        {"one": [], "two": []},
-    )
-    models = {model: load_classifier(checkpoints / model) for model in by_model}
+    assert len(frames) == 24  # fewer than 32, so each frame is used once
+    detector = FaceDetector(INFERENCE_THRESHOLDS)
+    models = {model: load_classifier(checkpoints / model) for model in ("one", "two")}
+    names, expected, by_model = [], [], {model: [] for model in models}
     for number, frame in enumerate(frames):
         for box in detector([half_size(frame)])[0].boxes:
             for model, (network, settings) in models.items():
-                image = torch.from_numpy(
-                    slow_input(slow_crop(frame, box), settings.size)
-                ).float()[None]
+                image = slow_input(slow_crop(frame, box), settings.size)
                 with torch.no_grad():
-                    by_model[model].append(torch.sigmoid(network(image)).item())
-                expected.append(
-                    (
-                        number,
-                        number / 25,
-                        *(int(2 * v) for v in box),
-                        model,
-                        by_model[model][-1],
-                    )
-                )
-    rows = [
-        row
-        for row in read_rows(predicted / "faces.csv")
-        if row["video"] == f"{name}.mp4"
-    ]
-    assert [row["model"] for row in rows] == [line[-2] for line in expected]
+                    logit = network(torch.from_numpy(image).float()[None])
+                probability = torch.sigmoid(logit).item()
+                by_model[model].append(probability)
+                names.append(model)
+                full_box = [int(2 * v) for v in box]
+                expected.append((number, number / 25, *full_box, probability))
+    rows = read_rows(predicted / "faces.csv")
+    rows = [row for row in rows if row["video"] == f"{name}.mp4"]
+    assert [row["model"] for row in rows] == names
     columns = ("frame", "time", "x1", "y1", "x2", "y2", "probability")
     got = [[float(row[column]) for column in columns] for row in rows]
-    np.testing.assert_allclose(
-        got, [line[:-2] + line[-1:] for line in expected], atol=1e-4
-    )
+    np.testing.assert_allclose(got, expected, atol=1e-4)
     label = np.mean([winner(np.array(scores)) for scores in by_model.values()])
-    labels = {
-        row["filename"]: float(row["label"])
-        for row in read_rows(predicted / "submission.csv")
-    }
+    rows = read_rows(predicted / "submission.csv")
+    labels = {row["filename"]: float(row["label"]) for row in rows}
     assert labels[f"{name}.mp4"] == pytest.approx(label, abs=1e-4)
 
 
@@ -188,28 +154,17 @@ def test_how_many_frames_are_searched_at_a_time_changes_nothing(
     predicted, videos, checkpoints, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(extraction, "DETECTED_PIXELS", 1)
-    assert (
-        run(
-            videos / f"{LONE}.mp4",
-            tmp_path / "s.csv",
-            checkpoints,
-            "--faces-csv",
-            tmp_path / "faces.csv",
-        )
-        == 0
-    )
-    expected = [
-        row
-        for row in read_rows(predicted / "faces.csv")
-        if row["video"] == f"{LONE}.mp4"
-    ]
-    assert read_rows(tmp_path / "faces.csv") == expected
+    video, faces = videos / f"{LONE}.mp4", tmp_path / "faces.csv"
+    assert run(video, tmp_path / "s.csv", checkpoints, "--faces-csv", faces) == 0
+    expected = read_rows(predicted / "faces.csv")
+    expected = [row for row in expected if row["video"] == f"{LONE}.mp4"]
+    assert read_rows(faces) == expected
 
 
 def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(
     videos, checkpoints
 ):
-    """As on a GPU: the second video has no face; a batch reaches from the first video into the third."""
+    """As on a GPU. The second video has no face; a batch spans the first and third."""
     ensemble = ensembles.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
     names = (f"{REAL}.mp4", "no face.mp4", f"{LONE}.mp4")
     found = [
@@ -221,19 +176,16 @@ def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(
     alone = [ensemble([faces])[0] for faces in found]
     ensemble.batch, ensemble._in_batches = 7, ensemble._on_gpu
     for together, expected in zip(ensemble(found), alone, strict=True):
-        assert [len(scores) for scores in together] == [
-            len(scores) for scores in expected
-        ]
-        for ours, theirs in zip(together, expected):
+        for ours, theirs in zip(together, expected, strict=True):
+            assert len(ours) == len(theirs)
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_worker_processes_change_nothing(predicted, videos, checkpoints, tmp_path):
     assert run(videos, tmp_path / "s.csv", checkpoints, "--workers", "2") == 0
     for name in ("submission.csv", "submission.report.csv"):
-        assert (tmp_path / name.replace("submission", "s")).read_text() == (
-            predicted / name
-        ).read_text()
+        ours = tmp_path / name.replace("submission", "s")
+        assert ours.read_text() == (predicted / name).read_text()
 
 
 def test_an_interrupted_run_goes_on(
@@ -257,39 +209,29 @@ def test_an_interrupted_run_goes_on(
         file.write('{"filename": "half a li')
     assert run(videos, output, checkpoints) == 0
     assert "going on: 2 of 6 videos are done" in capsys.readouterr().out
-    assert (
-        output.read_text() == (predicted / "submission.csv").read_text()
-        and not journal.exists()
-    )
+    assert output.read_text() == (predicted / "submission.csv").read_text()
+    assert not journal.exists()
 
 
 def test_another_runs_journal_is_not_continued(videos, checkpoints, tmp_path, capsys):
     journal = tmp_path / "s.csv.partial.jsonl"
-    journal.write_text(
-        json.dumps({"test_dir": "elsewhere"})
-        + "\n"
-        + json.dumps({"filename": f"{FAKE}.mp4", "label": 0})
-        + "\n"
-    )
+    lines = [{"test_dir": "elsewhere"}, {"filename": f"{FAKE}.mp4", "label": 0}]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run(videos / f"{FAKE}.mp4", tmp_path / "s.csv", checkpoints) == 0
     assert "going on" not in capsys.readouterr().out
     assert float(read_rows(tmp_path / "s.csv")[0]["label"]) > 0
 
 
 def test_mistakes_say_what_to_do(videos, checkpoints, tmp_path):
+    arguments = [
+        f"--test-dir={videos}",
+        f"--output={tmp_path / 's.csv'}",
+        f"--weights-dir={tmp_path}",
+    ]
     with pytest.raises(
         UserError, match=r"final_111.*\(7 of 7 are missing\).*weights/download.sh"
     ):
-        predict.main(
-            [
-                "--test-dir",
-                str(videos),
-                "--output",
-                str(tmp_path / "s.csv"),
-                "--weights-dir",
-                str(tmp_path),
-            ]
-        )
+        predict.main(arguments)
     with pytest.raises(UserError, match="no such folder or video"):
         run(tmp_path / "none", tmp_path / "s.csv", checkpoints)
     with pytest.raises(UserError, match="holds no video"):
@@ -298,30 +240,21 @@ def test_mistakes_say_what_to_do(videos, checkpoints, tmp_path):
 
 
 def test_networks_of_one_name_are_told_apart(predicted, videos, checkpoints, tmp_path):
-    """`one` and another `one`, which is `two`: the label is that of `one` and `two`."""
+    """a/one is `one` and b/one is `two`; the label is that of `one` and `two`."""
     for folder, name in (("a", "one"), ("b", "two")):
         (tmp_path / folder).mkdir()
         shutil.copy(checkpoints / name, tmp_path / folder / "one")
     arguments = [
-        "--test-dir",
-        videos / f"{FAKE}.mp4",
-        "--output",
-        tmp_path / "s.csv",
-        "--weights-dir",
-        tmp_path,
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--models",
+        f"--test-dir={videos / f'{FAKE}.mp4'}",
+        f"--output={tmp_path / 's.csv'}",
+        f"--weights-dir={tmp_path}",
+        "--workers=0",
+        "--device=cpu",
     ]
-    assert (
-        predict.main([str(argument) for argument in [*arguments, "a/one", "b/one"]])
-        == 0
-    )
+    assert predict.main([*arguments, "--models", "a/one", "b/one"]) == 0
     assert read_rows(tmp_path / "s.csv")[0] in read_rows(predicted / "submission.csv")
     with pytest.raises(UserError, match="a/one: is given twice"):
-        predict.main([str(argument) for argument in [*arguments, "a/one", "a/one"]])
+        predict.main([*arguments, "--models", "a/one", "a/one"])
 
 
 def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_path):
@@ -334,31 +267,26 @@ def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_pat
 
 
 def test_a_video_cut_in_half_is_judged_by_what_is_left(videos, checkpoints, tmp_path):
-    """An MP4 with its index in front says 24 frames, of which half are there."""
+    """The index at the start of the MP4 announces 24 frames; about half are present."""
+    path, faststart = tmp_path / "cut.mp4", {"movflags": "faststart"}
     with (
         av.open(str(videos / f"{REAL}.mp4")) as source,
-        av.open(
-            str(tmp_path / "cut.mp4"), "w", options={"movflags": "faststart"}
-        ) as target,
+        av.open(str(path), "w", options=faststart) as target,
     ):
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
-    whole = (tmp_path / "cut.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 6 // 10])
-    assert run(tmp_path / "cut.mp4", tmp_path / "s.csv", checkpoints) == 0
-    (row,), (reason,) = (
-        read_rows(tmp_path / "s.csv"),
-        read_rows(tmp_path / "s.report.csv"),
-    )
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    assert run(path, tmp_path / "s.csv", checkpoints) == 0
+    (row,) = read_rows(tmp_path / "s.csv")
+    (report,) = read_rows(tmp_path / "s.report.csv")
     assert 0 < float(row["label"]) < 1 and float(row["label"]) != 0.5
-    read = int(reason["faces"])  # one face in each frame
-    assert (
-        3 < read < 24
-        and reason["reason"] == f"only {read} of 24 frames could be decoded"
-    )
+    decoded = int(report["faces"])  # one face in each frame
+    assert 3 < decoded < 24
+    assert report["reason"] == f"only {decoded} of 24 frames could be decoded"
 
 
 def test_an_error_that_is_not_the_videos_is_never_a_half(
@@ -373,11 +301,11 @@ def test_an_error_that_is_not_the_videos_is_never_a_half(
     assert not (tmp_path / "s.csv").exists()
 
 
-def short_of_memory(most, real):
-    """A network for which there is memory for so many faces at a time."""
+def short_of_memory(limit, real):
+    """A network that runs out of memory for more than `limit` faces."""
 
     def scores(ensemble, number, images):
-        if len(images) > most:
+        if len(images) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(ensemble, number, images)
 
@@ -391,12 +319,12 @@ def test_a_gpu_that_is_short_of_memory_gets_smaller_batches(
     faces = extraction.extract_faces(
         videos / f"{LONE}.mp4", ensemble.faces_settings, ensemble.sizes, "cpu"
     )
-    ((expected),) = ensemble([faces])
+    (expected,) = ensemble([faces])
     ensemble._in_batches = ensemble._on_gpu
     monkeypatch.setattr(
         ensembles.Ensemble, "_scores", short_of_memory(3, ensembles.Ensemble._scores)
     )
-    ((got),) = ensemble([faces])
+    (got,) = ensemble([faces])
     assert ensemble.batch == 2 and "2 faces at a time" in capsys.readouterr().err
     for ours, theirs in zip(got, expected, strict=True):
         assert len(ours) > 8
@@ -429,18 +357,17 @@ def test_a_detector_that_is_short_of_memory_sees_fewer_images_at_a_time(
     detector = FaceDetector(INFERENCE_THRESHOLDS)
     expected, real = detector(images), FaceDetector._detect
 
-    def detect(self, images, together):
+    def detect(self, images, batched_nms):
         if len(images) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, images, together)
+        return real(self, images, batched_nms)
 
     monkeypatch.setattr(FaceDetector, "_detect", detect)
     for ours, theirs in zip(detector(images), expected, strict=True):
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-4)
+    # the training boxes need all images in one batch
     with pytest.raises(MachineError, match="not enough GPU memory.*fewer --workers"):
-        detector(
-            images, together=True
-        )  # all in one batch is what the training boxes are made of
+        detector(images, batched_nms=True)
 
 
 def test_a_network_that_answers_with_no_number_is_an_error(

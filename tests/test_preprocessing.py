@@ -1,4 +1,4 @@
-"""Steps 1 to 5 on a small made DFDC folder, each against a slow version of its own."""
+"""Steps 1 to 5 on a small DFDC folder, each against a slow reference version."""
 
 import csv
 import importlib
@@ -41,19 +41,16 @@ def tree(root):
 
 
 def test_boxes_and_crops_equal_the_slow_way(preprocessed):
-    """OpenCV decodes, the detector shared_path the frames as one batch, crops are cut pixel by pixel."""
+    """OpenCV decodes, the detector gets all frames in one batch, slow_crop crops."""
     for video, part, source in ((REAL, 0, REAL), (FAKE, 0, REAL), (LONE, 3, LONE)):
         boxes = json.loads((preprocessed / "boxes" / f"{source}.json").read_text())
-        original = opencv_frames(
-            preprocessed / f"dfdc_train_part_{part}" / f"{source}.mp4"
-        )
+        videos = preprocessed / f"dfdc_train_part_{part}"
+        original = opencv_frames(videos / f"{source}.mp4")
         found = FaceDetector(TRAINING_THRESHOLDS)(
-            [half_size(frame) for frame in original[::10]], together=True
+            [half_size(frame) for frame in original[::10]], batched_nms=True
         )
         assert list(boxes) == ["0", "10", "20"]
-        frames = opencv_frames(
-            preprocessed / f"dfdc_train_part_{part}" / f"{video}.mp4"
-        )
+        frames = opencv_frames(videos / f"{video}.mp4")
         expected = {}
         for number, faces in zip((0, 10, 20), found):
             np.testing.assert_allclose(boxes[str(number)], faces.boxes, atol=0.01)
@@ -65,44 +62,39 @@ def test_boxes_and_crops_equal_the_slow_way(preprocessed):
         assert tree(folder) == sorted(expected)
         assert len(expected) == (6 if video == LONE else 3)  # LONE shows two people
         for name, crop in expected.items():
-            np.testing.assert_array_equal(
-                cv2.imread(str(folder / name))[..., ::-1], crop
-            )
+            image = cv2.imread(str(folder / name))[..., ::-1]
+            np.testing.assert_array_equal(image, crop)
 
 
 def test_landmarks_are_those_of_the_largest_face_rounded(preprocessed):
-    assert tree(preprocessed / "landmarks") == sorted(
-        [REAL, LONE]
-        + [
-            f"{video}/{frame}_{actor}.npy"
-            for video, actors in ((REAL, 1), (LONE, 2))
-            for frame in (0, 10, 20)
-            for actor in range(actors)
-        ]
-    )
+    files = [
+        f"{video}/{frame}_{actor}.npy"
+        for video, actors in ((REAL, 1), (LONE, 2))
+        for frame in (0, 10, 20)
+        for actor in range(actors)
+    ]
+    assert tree(preprocessed / "landmarks") == sorted([REAL, LONE, *files])
     detector = FaceDetector(LANDMARK_THRESHOLDS)
     for path in (preprocessed / "landmarks").glob("*/*.npy"):
         landmarks = np.load(path)
-        crop = cv2.imread(
-            str(preprocessed / "crops" / path.parent.name / f"{path.stem}.png")
-        )[..., ::-1]
         assert landmarks.shape == (5, 2) and landmarks.dtype == np.int16
-        np.testing.assert_array_equal(
-            landmarks, np.round(detector([np.ascontiguousarray(crop)])[0].landmarks[0])
-        )
+        crop = preprocessed / "crops" / path.parent.name / f"{path.stem}.png"
+        image = np.ascontiguousarray(cv2.imread(str(crop))[..., ::-1])
+        expected = np.round(detector([image])[0].landmarks[0])
+        np.testing.assert_array_equal(landmarks, expected)
 
 
 def slow_ssim(a, b, y, x):
-    """SSIM of one channel in the 7 x 7 window around (y, x): sample variances, constants of Wang et al. for 8 bits."""
-    p, q = (
-        image[y - 3 : y + 4, x - 3 : x + 4].astype(float).ravel() for image in (a, b)
-    )
+    """SSIM of one channel in the 7 x 7 window around (y, x).
+
+    Sample variances, the constants of Wang et al. for 8 bits.
+    """
+    window = np.s_[y - 3 : y + 4, x - 3 : x + 4]
+    p, q = (image[window].astype(float).ravel() for image in (a, b))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    covariance = np.cov(p, q)
-    return ((2 * p.mean() * q.mean() + c1) * (2 * covariance[0, 1] + c2)) / (
-        (p.mean() ** 2 + q.mean() ** 2 + c1)
-        * (covariance[0, 0] + covariance[1, 1] + c2)
-    )
+    (var_p, cov), (_, var_q) = np.cov(p, q)
+    numerator = (2 * p.mean() * q.mean() + c1) * (2 * cov + c2)
+    return numerator / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (var_p + var_q + c2))
 
 
 def test_diffs_equal_ssim_worked_out_at_single_pixels(preprocessed):
@@ -112,27 +104,19 @@ def test_diffs_equal_ssim_worked_out_at_single_pixels(preprocessed):
             cv2.imread(str(preprocessed / "crops" / video / f"{name}.png"))
             for video in (REAL, FAKE)
         )
-        diff = cv2.imread(
-            str(preprocessed / "diffs" / FAKE / f"{name}_diff.png"),
-            cv2.IMREAD_GRAYSCALE,
-        )
-        assert diff.shape == real.shape[:2] and diff.max() > 100
-        for y, x in zip(
-            rng.integers(3, diff.shape[0] - 3, 60),
-            rng.integers(3, diff.shape[1] - 3, 60),
-        ):
-            levels = [
+        path = preprocessed / "diffs" / FAKE / f"{name}_diff.png"
+        diff = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        height, width = real.shape[:2]
+        assert diff.shape == (height, width) and diff.max() > 100
+        rows, columns = rng.integers(3, height - 3, 60), rng.integers(3, width - 3, 60)
+        for y, x in zip(rows, columns):
+            blue, green, red = levels = [
                 int((1 - slow_ssim(real[..., c], fake[..., c], y, x)) * 255)
                 for c in range(3)
             ]
             if min(levels) >= 0 and max(levels) <= 255:
-                assert (
-                    abs(
-                        int(diff[y, x])
-                        - (0.114 * levels[0] + 0.587 * levels[1] + 0.299 * levels[2])
-                    )
-                    <= 1.5
-                )
+                grey = 0.114 * blue + 0.587 * green + 0.299 * red
+                assert abs(int(diff[y, x]) - grey) <= 1.5
     same = STEPS[4].difference(real, real)
     assert same.max() == 0
 
@@ -141,17 +125,16 @@ def test_folds(preprocessed):
     rows = read_rows(preprocessed / "folds.csv")
     assert list(rows[0]) == ["video", "file", "label", "original", "frame", "fold"]
     expected = [(REAL, "0", REAL, "0"), (FAKE, "1", REAL, "0"), (LONE, "0", LONE, "1")]
-    assert sorted(
-        {(row["video"], row["label"], row["original"], row["fold"]) for row in rows}
-    ) == sorted(expected)
-    assert sorted(f"{row['video']}/{row['file']}" for row in rows) == [
-        name for name in tree(preprocessed / "crops") if "/" in name
-    ]
+    columns = ("video", "label", "original", "fold")
+    videos = {tuple(row[column] for column in columns) for row in rows}
+    assert videos == set(expected)
+    crops = [name for name in tree(preprocessed / "crops") if "/" in name]
+    assert sorted(f"{row['video']}/{row['file']}" for row in rows) == crops
     assert all(row["file"].startswith(f"{row['frame']}_") for row in rows)
 
 
 def test_folds_are_the_winners():
-    """50 parts in 16 folds: three each, and the last takes the two that are left."""
+    """50 parts in 16 folds of three; the last fold has five."""
     folds = [STEPS[5].fold_of_part(part) for part in range(50)]
     assert folds == [fold for fold in range(15) for _ in range(3)] + [15] * 5
 
@@ -194,17 +177,12 @@ def test_a_box_outside_the_frame_makes_no_crop(preprocessed, tmp_path):
     path = root / "boxes" / f"{REAL}.json"
     boxes = json.loads(path.read_text())
     boxes["10"].append([900.0, 900.0, 950.0, 950.0])
-    boxes["5"] = boxes[
-        "10"
-    ]  # the winner's own files hold every frame; only every 10th is cut
+    # the winner's files hold the boxes of every frame; only every 10th frame is cropped
+    boxes["5"] = boxes["10"]
     path.write_text(json.dumps(boxes))
     assert run(2, root) == 0
-    assert tree(root / "crops" / REAL) == [
-        ".left_out",
-        "0_0.png",
-        "10_0.png",
-        "20_0.png",
-    ]
+    crops = tree(root / "crops" / REAL)
+    assert crops == [".left_out", "0_0.png", "10_0.png", "20_0.png"]
     reasons = [row["reason"] for row in read_rows(root / "failures.csv")]
     assert reasons == ["frame 10, face 1: outside the 320x240 frame, no crop"] * 2
 
@@ -223,12 +201,8 @@ def test_compressed_videos_keep_their_frames(dfdc, tmp_path):
     from preprocessing import compress_videos
 
     out = tmp_path / "compressed"
-    assert (
-        compress_videos.main(
-            ["--root-dir", str(dfdc), "--output-dir", str(out), "--workers", "0"]
-        )
-        == 0
-    )
+    arguments = [f"--root-dir={dfdc}", f"--output-dir={out}", "--workers=0"]
+    assert compress_videos.main(arguments) == 0
     sources = sorted(dfdc.glob("dfdc_train_part_*/*"))
     assert tree(out) == [name for name in tree(dfdc) if not name.startswith("failures")]
     for source in sources:
@@ -237,13 +211,10 @@ def test_compressed_videos_keep_their_frames(dfdc, tmp_path):
             assert target.read_text() == source.read_text()
             continue
         assert probe(target).frames == probe(source).frames == 24
-        for number, (a, b) in enumerate(
-            zip(opencv_frames(source), opencv_frames(target))
-        ):
-            error = np.mean((a.astype(float) - b) ** 2)
-            assert 0 < error < 60, (
-                f"frame {number}"
-            )  # above 30 dB of peak signal to noise
+        frames = zip(opencv_frames(source), opencv_frames(target))
+        for number, (before, after) in enumerate(frames):
+            error = np.mean((before.astype(float) - after) ** 2)
+            assert 0 < error < 60, f"frame {number}"  # a PSNR above 30 dB
 
 
 @pytest.mark.parametrize("number", STEPS)
@@ -257,13 +228,11 @@ def test_help_names_the_options(number, capsys):
 def test_the_five_steps_in_one_program_equal_them_one_by_one(
     preprocessed, dfdc, tmp_path
 ):
-    """In two worker processes that stay from step to step."""
+    """With two worker processes that all steps share."""
     root = tmp_path / "data"
     shutil.copytree(dfdc, root)
-    assert (
-        all_steps.main(["--root-dir", str(root), "--workers", "2", "--device", "cpu"])
-        == 0
-    )
+    arguments = [f"--root-dir={root}", "--workers=2", "--device=cpu"]
+    assert all_steps.main(arguments) == 0
     files = [name for name in tree(preprocessed) if (preprocessed / name).is_file()]
     assert files == [name for name in tree(root) if (root / name).is_file()]
     for name in files:
@@ -271,11 +240,10 @@ def test_the_five_steps_in_one_program_equal_them_one_by_one(
 
 
 def test_a_step_that_fails_ends_the_program(tmp_path, capsys):
-    (tmp_path / "dfdc_train_part_0").mkdir()
-    (tmp_path / "dfdc_train_part_0" / "a.mp4").write_text("no video")
-    (tmp_path / "dfdc_train_part_0" / "metadata.json").write_text(
-        '{"a.mp4": {"label": "REAL"}}'
-    )
+    part = tmp_path / "dfdc_train_part_0"
+    part.mkdir()
+    (part / "a.mp4").write_text("no video")
+    (part / "metadata.json").write_text('{"a.mp4": {"label": "REAL"}}')
     assert all_steps.main(["--root-dir", str(tmp_path), "--workers", "0"]) == 1
     assert "01_detect_faces: too many videos failed" in capsys.readouterr().err
     assert not (tmp_path / "crops").exists()

@@ -1,3 +1,5 @@
+"""Selection of checkpoints by their validation losses."""
+
 import csv
 
 import pytest
@@ -7,7 +9,11 @@ from training import select
 
 
 def write_run(tmp_path, name, losses):
-    """A run's metrics.csv with (fake, real) losses from epoch 0, and a checkpoint for each."""
+    """Write the metrics.csv and the checkpoints of a run.
+
+    Args:
+        losses: (fake, real) validation losses of each epoch, from 0.
+    """
     folder = tmp_path / "logs" / name
     folder.mkdir(parents=True)
     (tmp_path / "weights").mkdir(exist_ok=True)
@@ -20,27 +26,18 @@ def write_run(tmp_path, name, losses):
 
 
 def run(tmp_path, *options):
-    return select.main(
-        [
-            "--logdir",
-            str(tmp_path / "logs"),
-            "--weights-dir",
-            str(tmp_path / "weights"),
-            *options,
-        ]
-    )
+    folders = [f"--logdir={tmp_path / 'logs'}", f"--weights-dir={tmp_path / 'weights'}"]
+    return select.main([*folders, *options])
 
 
 def test_the_rule_by_hand(tmp_path, capsys):
-    """(1.4 fake + real) / 2 after epoch 1: a has 0.36, 0.34, 0.60; b has 0.48, 0.50. The early 0.12 does not count."""
-    write_run(
-        tmp_path, "a", [(0.1, 0.1), (0.9, 0.9), (0.3, 0.3), (0.2, 0.4), (0.5, 0.5)]
-    )
-    write_run(
-        tmp_path,
-        "b",
-        [(0.1, 0.1), (0.9, 0.9), (0.4, 0.4), (0.5, 0.3), (float("nan"), 0.0)],
-    )
+    """(1.4 fake + real) / 2 after epoch 1: a has 0.36, 0.34, 0.60; b has 0.48, 0.50.
+
+    The 0.12 of epoch 0 is too early.
+    """
+    first = [(0.1, 0.1), (0.9, 0.9)]
+    write_run(tmp_path, "a", [*first, (0.3, 0.3), (0.2, 0.4), (0.5, 0.5)])
+    write_run(tmp_path, "b", [*first, (0.4, 0.4), (0.5, 0.3), (float("nan"), 0.0)])
     assert run(tmp_path, "--count", "3", "--after-epoch", "1") == 0
     # the best of each run first (a 3, b 2), then the next best of all (a 2)
     chosen = {
@@ -62,10 +59,8 @@ def test_two_networks_are_the_best_of_each_run():
         select.Epoch("b", 20, 0.9),
         select.Epoch("c", 16, 0.0),
     ]
-    assert [epoch.checkpoint for epoch in select.select_epochs(epochs, 2, 16)] == [
-        "a_20",
-        "b_20",
-    ]
+    selected = select.select_epochs(epochs, 2, 16)
+    assert [epoch.checkpoint for epoch in selected] == ["a_20", "b_20"]
     assert select.weighted_loss(1.0, 2.0) == pytest.approx(1.7)
 
 

@@ -1,4 +1,7 @@
-"""Training on a small made data set: what is written, resume bit for bit, what stops a run. Several processes: test_nodes.py."""
+"""Training on a small data set: output files, bitwise resume, errors that end a run.
+
+test_nodes.py tests several processes.
+"""
 
 import csv
 import os
@@ -24,6 +27,7 @@ from training.dataset import BalancedSampler, train_val_split
 from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier
+from training.trainer import MAX_SKIPPED_STEPS, NonFiniteError, Trainer
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -40,21 +44,15 @@ NAME = "5_DeepFakeClassifier_tf_efficientnet_b0_ns_0"
 
 
 def arguments(data, out, *options):
+    """The arguments of a small training run."""
     return [
-        "--config",
-        str(ROOT / "configs/demo.yaml"),
-        "--data-dir",
-        str(data),
-        "--output-dir",
-        str(out / "weights"),
-        "--logdir",
-        str(out / "logs"),
-        "--seed",
-        "5",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
+        f"--config={ROOT / 'configs/demo.yaml'}",
+        f"--data-dir={data}",
+        f"--output-dir={out / 'weights'}",
+        f"--logdir={out / 'logs'}",
+        "--seed=5",
+        "--workers=0",
+        "--device=cpu",
         *options,
     ]
 
@@ -70,7 +68,7 @@ def trained(train_data, tmp_path_factory):
     return out
 
 
-def same(one, two):
+def assert_equal_weights(one, two):
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=0, atol=0)
@@ -82,19 +80,16 @@ def metrics(out, name=NAME):
 
 
 def test_what_training_writes(trained):
-    assert sorted(path.name for path in (trained / "weights").iterdir()) == [
-        f"{NAME}_{end}" for end in ("0", "1", "2", "last")
-    ]
+    names = sorted(path.name for path in (trained / "weights").iterdir())
+    assert names == [f"{NAME}_{end}" for end in ("0", "1", "2", "last")]
     rows = metrics(trained)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     # the schedule at the last step of each epoch: 0.05 * (1 - n / 12) ** 0.9
-    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(
-        [0.05 * (1 - n / 12) ** 0.9 for n in (3, 7, 11)]
-    )
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == pytest.approx([0.05 * (1 - n / 12) ** 0.9 for n in (3, 7, 11)])
     for row in rows:
-        assert float(row["val_loss"]) == pytest.approx(
-            (float(row["val_fake_loss"]) + float(row["val_real_loss"])) / 2
-        )
+        mean = (float(row["val_fake_loss"]) + float(row["val_real_loss"])) / 2
+        assert float(row["val_loss"]) == pytest.approx(mean)
     saved = yaml.safe_load((trained / "logs" / NAME / "args.yaml").read_text())
     assert saved["config"]["epochs"] == 3 and saved["options"]["seed"] == 5
     assert list((trained / "logs" / NAME).glob("events.out.tfevents*"))
@@ -108,32 +103,26 @@ def test_what_training_writes(trained):
         "seed",
         "parts",
     }
-    assert (
-        checkpoint["parts"]
-        == load_checkpoint(trained / "weights" / f"{NAME}_last")["parts"]
-        == 1
-    )
-    assert checkpoint["bce_best"] == pytest.approx(
-        min(float(row["val_loss"]) for row in rows[:2])
-    )
+    last = load_checkpoint(trained / "weights" / f"{NAME}_last")
+    assert checkpoint["parts"] == last["parts"] == 1
+    best = min(float(row["val_loss"]) for row in rows[:2])
+    assert checkpoint["bce_best"] == pytest.approx(best)
 
 
 def test_curves_are_the_columns_of_metrics_csv(trained):
     rows = metrics(trained)
     epochs, losses = _points(rows, "val_fake_loss")
-    assert epochs == [0, 1, 2] and losses == [
-        float(row["val_fake_loss"]) for row in rows
-    ]
-    assert _points(
-        [{"epoch": "0", "a": ""}, {"epoch": "1", "a": "2.5"}, {"epoch": 2}], "a"
-    ) == ([1], [2.5])
+    assert epochs == [0, 1, 2]
+    assert losses == [float(row["val_fake_loss"]) for row in rows]
+    rows = [{"epoch": "0", "a": ""}, {"epoch": "1", "a": "2.5"}, {"epoch": 2}]
+    assert _points(rows, "a") == ([1], [2.5])
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
     trained, train_data, tmp_path, monkeypatch, capsys
 ):
-    """Stopped in the second epoch, after a checkpoint that _last does not know of: bit for bit the same in the end."""
-    real, steps = train.Trainer.step, []
+    """Interrupted in the second epoch; the final weights are bitwise the same."""
+    real, steps = Trainer.step, []
 
     def stop(self, batch, iteration):
         steps.append(iteration)
@@ -142,12 +131,10 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         return real(self, batch, iteration)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.Trainer, "step", stop)
+        patch.setattr(Trainer, "step", stop)
         run(train_data, tmp_path)
-    assert [path.name for path in sorted((tmp_path / "weights").iterdir())] == [
-        f"{NAME}_0",
-        f"{NAME}_last",
-    ]
+    names = sorted(path.name for path in (tmp_path / "weights").iterdir())
+    assert names == [f"{NAME}_0", f"{NAME}_last"]
     assert run(train_data, tmp_path) == 0
     assert "going on after epoch 0" in capsys.readouterr().out
     for end in ("1", "2", "last"):
@@ -155,23 +142,21 @@ def test_an_interrupted_training_ends_with_the_same_weights(
             load_checkpoint(out / "weights" / f"{NAME}_{end}")
             for out in (trained, tmp_path)
         )
-        same(one["state_dict"], two["state_dict"])
-    drop = ("images_per_second",)
-    assert [
-        {k: v for k, v in row.items() if k not in drop} for row in metrics(tmp_path)
-    ] == [{k: v for k, v in row.items() if k not in drop} for row in metrics(trained)]
+        assert_equal_weights(one["state_dict"], two["state_dict"])
+    ours, theirs = metrics(tmp_path), metrics(trained)
+    for row in (*ours, *theirs):
+        del row["images_per_second"]
+    assert ours == theirs
     assert run(train_data, tmp_path) == 0
     assert "all 3 epochs are done" in capsys.readouterr().out
 
 
 def test_loader_processes_change_nothing(trained, train_data, tmp_path):
     assert run(train_data, tmp_path, options=("--workers", "1")) == 0
-    same(
-        *(
-            load_checkpoint(out / "weights" / f"{NAME}_2")["state_dict"]
-            for out in (trained, tmp_path)
-        )
+    one, two = (
+        load_checkpoint(out / "weights" / f"{NAME}_2") for out in (trained, tmp_path)
     )
+    assert_equal_weights(one["state_dict"], two["state_dict"])
 
 
 def test_other_settings_do_not_go_on(trained, train_data, tmp_path):
@@ -179,45 +164,35 @@ def test_other_settings_do_not_go_on(trained, train_data, tmp_path):
         UserError, match="another learning_rate .0.05, now 0.1.*--prefix.*--resume none"
     ):
         run(train_data, trained, "learning_rate=0.1")
+    resume = ("--resume", str(trained / "weights" / f"{NAME}_0"))
     with pytest.raises(UserError, match="holds no optimizer.*_last"):
-        run(
-            train_data,
-            tmp_path,
-            options=("--resume", str(trained / "weights" / f"{NAME}_0")),
-        )
+        run(train_data, tmp_path, options=resume)
 
 
 def test_a_step_is_shared_by_fewer_processes_or_not_at_all():
-    assert [
-        train._accumulation_steps(8, 12, processes) for processes in (8, 4, 2, 1)
-    ] == [1, 2, 4, 8]
-    with pytest.raises(
-        UserError,
-        match="8 batches of 12 images, which 3 processes cannot share evenly; start 1, 2, 4 or 8",
-    ):
+    steps = [train._accumulation_steps(8, 12, processes) for processes in (8, 4, 2, 1)]
+    assert steps == [1, 2, 4, 8]
+    message = "8 batches of 12 images, which 3 processes cannot share evenly"
+    with pytest.raises(UserError, match=f"{message}; start 1, 2, 4 or 8"):
         train._accumulation_steps(8, 12, 3)
 
 
 def test_gradients_added_up_are_those_of_one_batch_where_there_is_no_batch_norm():
-    """Two batches of two against one of four, whose losses over fakes and over reals are the means of the halves'."""
-    config = load_config(
-        ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0"]
-    )
+    """One batch of four, and two batches of two with gradient accumulation.
+
+    Each half has as many fakes and as many reals as the other, so the losses of the
+    batch are the means of those of the halves.
+    """
     weights = []
     for parts in (1, 2):
-        torch.manual_seed(0)
-        trainer = train.Trainer.build(
-            config, World(0, 1, torch.device("cpu")), "none", accumulate=parts
-        )
-        trainer.model.train()
+        trainer = build_trainer(accumulate=parts)
+        momentum = 0.1 if parts == 1 else 1 - 0.9**0.5
         for layer in trainer.network.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
-                assert layer.momentum == pytest.approx(
-                    0.1 if parts == 1 else 1 - 0.9**0.5
-                )
+                assert layer.momentum == pytest.approx(momentum)
                 layer.eval()
         halves = [
-            {key: value[part::parts] for key, value in BATCH_OF_TWO_KINDS.items()}
+            {key: value[part::parts] for key, value in BALANCED_BATCH.items()}
             for part in range(parts)
         ]
         trainer.step(halves, 0)
@@ -226,41 +201,43 @@ def test_gradients_added_up_are_those_of_one_batch_where_there_is_no_batch_norm(
         torch.testing.assert_close(weights[1][key], value, rtol=1e-5, atol=1e-7)
 
 
-BATCH_OF_TWO_KINDS = {
-    "image": torch.randint(
-        0,
-        256,
-        (4, 32, 32, 3),
-        dtype=torch.uint8,
-        generator=torch.Generator().manual_seed(1),
-    ),
+def random_images(generator=None):
+    return torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator)
+
+
+BALANCED_BATCH = {
+    "image": random_images(torch.Generator().manual_seed(1)),
     "label": torch.tensor([0.99, 0.99, 0.01, 0.01]),
 }
 
 
-def test_a_step_is_sgd_with_clipped_gradients_by_hand(train_data, tmp_path):
-    """One step of plain formulas on a copy of the network: balanced loss, norm clipped to 1, Nesterov, weight decay."""
-    config = load_config(
-        ROOT / "configs/demo.yaml", [*SMALL, "dropout=0", "drop_path_rate=0"]
-    )
+def build_trainer(*settings, accumulate=1):
+    """A trainer on the CPU, in training mode, without dropout and stochastic depth."""
+    settings = [*SMALL, "dropout=0", "drop_path_rate=0", *settings]
+    config = load_config(ROOT / "configs/demo.yaml", settings)
+    world = World(0, 1, torch.device("cpu"))
     torch.manual_seed(0)
-    trainer = train.Trainer.build(config, World(0, 1, torch.device("cpu")), "none")
-    trainer.network.fc.weight.data *= 100  # a gradient that has to be clipped
+    trainer = Trainer.build(config, world, "none", accumulate=accumulate)
     trainer.model.train()
+    return trainer
+
+
+def test_a_step_is_sgd_with_clipped_gradients_by_hand(train_data, tmp_path):
+    """One step, computed from the formulas on a copy of the weights.
+
+    Balanced loss, gradient norm clipped to 1, Nesterov momentum, weight decay.
+    """
+    trainer = build_trainer()
+    trainer.network.fc.weight.data *= 100  # a gradient that has to be clipped
     batch = {
-        "image": torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8),
+        "image": random_images(),
         "label": torch.tensor([0.99, 0.01, 0.99, 0.99]),
     }
-    before = {name: value.clone() for name, value in trainer.network.named_parameters()}
+    parameters = dict(trainer.network.named_parameters())
+    before = {name: value.clone() for name, value in parameters.items()}
     loss = balanced_loss(trainer.logits(batch["image"]), batch["label"])[0]
-    names = [
-        name
-        for name, value in trainer.network.named_parameters()
-        if value.requires_grad
-    ]
-    gradients = torch.autograd.grad(
-        loss, [dict(trainer.network.named_parameters())[name] for name in names]
-    )
+    names = [name for name, value in parameters.items() if value.requires_grad]
+    gradients = torch.autograd.grad(loss, [parameters[name] for name in names])
     norm = torch.sqrt(sum((gradient.double() ** 2).sum() for gradient in gradients))
     assert norm > 1
     rate = 0.05 * (1 - 4 / 12) ** 0.9
@@ -268,41 +245,28 @@ def test_a_step_is_sgd_with_clipped_gradients_by_hand(train_data, tmp_path):
     after = dict(trainer.network.named_parameters())
     for name, gradient in zip(names, gradients):
         direction = gradient / norm + 1e-4 * before[name]
-        expected = (
-            before[name] - rate * (1 + 0.9) * direction
-        )  # the first Nesterov step: gradient plus momentum x gradient
+        # the first Nesterov step: gradient plus momentum x gradient
+        expected = before[name] - rate * (1 + 0.9) * direction
         torch.testing.assert_close(after[name], expected.float(), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(
-        after["encoder.classifier.weight"],
-        before["encoder.classifier.weight"],
-        rtol=0,
-        atol=0,
-    )
+    unused = "encoder.classifier.weight"
+    torch.testing.assert_close(after[unused], before[unused], rtol=0, atol=0)
 
 
 def test_broken_crops_are_counted_and_too_many_stop_the_run(train_data, tmp_path):
     root = shutil.copytree(train_data, tmp_path / "data")
-    victims = sorted((root / "crops").glob("*/0_0.png"))
-    for path in victims:
+    broken = sorted((root / "crops").glob("*/0_0.png"))
+    for path in broken:
         path.write_bytes(b"")
     with pytest.raises(UserError, match="more than max_broken_crops allows"):
         run(root, tmp_path / "a")
-    with pytest.raises(UserError, match="not an image"):  # the validation fold's own
+    with pytest.raises(UserError, match="not an image"):  # of the validation fold
         run(root, tmp_path / "b", "max_broken_crops=1")
-    for path in victims:
+    for path in broken:
         shutil.copy(train_data / path.relative_to(root), path)
-    # now only a crop of fold 1, which is never validated on
+    # now only a crop of fold 1, a training fold
     next((root / "crops").glob("cccccccccc/10_1.png")).write_bytes(b"")
-    assert (
-        run(
-            root,
-            tmp_path / "c",
-            "max_broken_crops=1",
-            "epochs=1",
-            "batches_per_epoch=10",
-        )
-        == 0
-    )
+    settings = ("max_broken_crops=1", "epochs=1", "batches_per_epoch=10")
+    assert run(root, tmp_path / "c", *settings) == 0
     assert int(metrics(tmp_path / "c")[0]["broken_crops"]) > 0
 
 
@@ -313,19 +277,15 @@ def test_an_unreadable_validation_crop_is_one_line_also_from_a_loader_process(
     (root / "crops" / REAL / "0_0.png").write_bytes(b"no image")
     with pytest.raises(UserError) as error:
         run(root, tmp_path / "out", "max_broken_crops=1", options=("--workers", "1"))
-    assert re.fullmatch(
-        rf"{root}/crops/{REAL}/0_0.png: not an image; delete the folder .*",
-        str(error.value),
-    )
+    expected = rf"{root}/crops/{REAL}/0_0.png: not an image; delete the folder .*"
+    assert re.fullmatch(expected, str(error.value))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_crops(
     train_data, tmp_path
 ):
-    with pytest.raises(
-        UserError,
-        match="the loss is (nan|inf) at iteration .* lower learning_rate.*bad_batch_0.csv",
-    ):
+    expected = "the loss is (nan|inf) at iteration .* lower learning_rate"
+    with pytest.raises(UserError, match=f"{expected}.*bad_batch_0.csv"):
         run(train_data, tmp_path, "learning_rate=1e30", "clip_gradient_norm=1e30")
     with open(tmp_path / "logs" / NAME / "bad_batch_0.csv", newline="") as file:
         listed = list(csv.DictReader(file))
@@ -334,21 +294,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_crops(
     batches = [list(sampler)[start : start + 4] for start in range(0, 16, 4)]
     assert [(int(row["row"]), int(row["seed"])) for row in listed] in batches
     for row in listed:
-        assert (row["video"], row["file"]) == tuple(
-            training.name(column, int(row["row"])) for column in ("video", "file")
-        )
+        for column in ("video", "file"):
+            assert row[column] == training.name(column, int(row["row"]))
 
 
-def small_trainer(scaler):
-    """A trainer whose gradients overflow where the scaler's scale is above about 2 ** 128."""
-    config = load_config(
-        ROOT / "configs/demo.yaml",
-        [*SMALL, "dropout=0", "drop_path_rate=0", "max_iterations=1000"],
-    )
-    torch.manual_seed(0)
-    trainer = train.Trainer.build(config, World(0, 1, torch.device("cpu")), "none")
-    trainer.scaler = scaler
-    trainer.model.train()
+def scaling_trainer(**scaler):
+    """A trainer with a gradient scaler whose initial scale makes gradients overflow."""
+    trainer = build_trainer("max_iterations=1000")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, **scaler)
     return trainer
 
 
@@ -359,10 +312,8 @@ BATCH = {
 
 
 def test_steps_that_the_scaler_skips_are_counted_and_change_nothing():
-    """It lowers its scale until the gradients are finite: that is its normal search."""
-    trainer = small_trainer(
-        torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-10)
-    )
+    """The scaler lowers its scale until the gradients are finite, as it should."""
+    trainer = scaling_trainer(backoff_factor=2.0**-10)
     weight, unchanged = trainer.network.fc.weight, []
     for iteration in range(14):
         before = weight.detach().clone()
@@ -372,14 +323,10 @@ def test_steps_that_the_scaler_skips_are_counted_and_change_nothing():
 
 
 def test_gradients_that_stay_infinite_stop_the_run():
-    trainer = small_trainer(
-        torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.9999)
-    )
-    with pytest.raises(
-        train.NonFiniteError,
-        match=f"the gradients are not finite at iteration {train.MAX_SKIPPED_STEPS + 1}",
-    ):
-        for iteration in range(2 * train.MAX_SKIPPED_STEPS):
+    trainer = scaling_trainer(backoff_factor=0.9999)
+    message = f"the gradients are not finite at iteration {MAX_SKIPPED_STEPS + 1}"
+    with pytest.raises(NonFiniteError, match=message):
+        for iteration in range(2 * MAX_SKIPPED_STEPS):
             trainer.step([BATCH], iteration)
 
 
@@ -400,51 +347,40 @@ def _average_of_halves(rank, folder):
         inputs = torch.arange(12.0).view(4, 3)
         model(inputs[rank * 2 : rank * 2 + 2]).mean().backward()
         gathered = world.gather([rank, rank * 10])
-        torch.save(
-            {"gradient": model.module.weight.grad, "gathered": gathered},
-            f"{folder}/{rank}",
-        )
+        result = {"gradient": model.module.weight.grad, "gathered": gathered}
+        torch.save(result, f"{folder}/{rank}")
 
 
 @pytest.mark.slow
 def test_gradients_are_averaged_and_results_gathered(tmp_path):
     torch.multiprocessing.spawn(_average_of_halves, (str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
+    expected = torch.arange(12.0).view(4, 3).mean(dim=0)
     for result in results:
-        np.testing.assert_allclose(
-            result["gradient"][0], torch.arange(12.0).view(4, 3).mean(dim=0), rtol=1e-6
-        )
+        np.testing.assert_allclose(result["gradient"][0], expected, rtol=1e-6)
         assert result["gathered"] == [0, 0, 1, 10]
 
 
 def test_shared_batch_norm_keeps_every_layer_and_its_activation():
-    """A batch norm of timm holds the activation too: converted, the network must still give the same answers."""
+    """timm's conversion keeps the activation that its batch norm layers contain."""
+    name = "tf_efficientnet_b0.ns_jft_in1k"
     torch.manual_seed(0)
-    model = DeepFakeClassifier("tf_efficientnet_b0.ns_jft_in1k").eval()
+    model = DeepFakeClassifier(name).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = model(images)
         shared = convert_sync_batchnorm(model)
         torch.testing.assert_close(shared(images), expected, rtol=0, atol=0)
-        plain = torch.nn.SyncBatchNorm.convert_sync_batchnorm(
-            DeepFakeClassifier("tf_efficientnet_b0.ns_jft_in1k").eval()
-        )
+        # PyTorch's own conversion loses the activations
+        convert = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+        plain = convert(DeepFakeClassifier(name).eval())
         plain.load_state_dict(model.state_dict())
-        assert (
-            plain(images) - expected
-        ).abs().max() > 1e-3  # PyTorch's own conversion loses the activations
-    kinds = [
-        type(each)
-        for each in shared.modules()
-        if isinstance(each, torch.nn.modules.batchnorm._BatchNorm)
-    ]
-    assert len(kinds) == 49 and all(
-        issubclass(kind, torch.nn.SyncBatchNorm) for kind in kinds
-    )
-    assert (
-        shared.state_dict().keys()
-        == DeepFakeClassifier("tf_efficientnet_b0.ns_jft_in1k").state_dict().keys()
-    )
+        assert (plain(images) - expected).abs().max() > 1e-3
+    batch_norm = torch.nn.modules.batchnorm._BatchNorm
+    layers = [layer for layer in shared.modules() if isinstance(layer, batch_norm)]
+    assert len(layers) == 49
+    assert all(isinstance(layer, torch.nn.SyncBatchNorm) for layer in layers)
+    assert shared.state_dict().keys() == DeepFakeClassifier(name).state_dict().keys()
 
 
 def _shared_batch_norm(rank, folder):
@@ -452,21 +388,14 @@ def _shared_batch_norm(rank, folder):
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
     world = World(rank, 2, torch.device("cuda", 0))
-    model = world.wrap(
-        torch.nn.Sequential(torch.nn.BatchNorm2d(1)), sync_batchnorm=True
-    )
-    inputs = torch.tensor([[0.0, 2.0], [4.0, 6.0]][rank], device="cuda").view(
-        2, 1, 1, 1
-    )
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
+    model = world.wrap(network, sync_batchnorm=True)
+    inputs = torch.tensor([[0.0, 2.0], [4.0, 6.0]][rank], device="cuda")
+    outputs = model(inputs.view(2, 1, 1, 1)).flatten()
     norm = model.module[0]
-    result = {
-        "out": model(inputs).flatten().cpu(),
-        "mean": norm.running_mean.cpu(),
-        "var": norm.running_var.cpu(),
-    }
-    torch.save(
-        {key: value.detach() for key, value in result.items()}, f"{folder}/{rank}"
-    )
+    result = {"out": outputs, "mean": norm.running_mean, "var": norm.running_var}
+    result = {key: value.detach().cpu() for key, value in result.items()}
+    torch.save(result, f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
 
@@ -475,13 +404,14 @@ def _shared_batch_norm(rank, folder):
     not torch.cuda.is_available(), reason="PyTorch's SyncBatchNorm needs a GPU"
 )
 def test_shared_batch_norm_by_hand(tmp_path):
-    """0, 2 on one process and 4, 6 on the other: mean 3, variance 5, in the running variance 20 / 3 as of a sample."""
+    """One process has 0 and 2, the other 4 and 6: mean 3, variance 5.
+
+    The running variance uses the sample variance 20 / 3.
+    """
     torch.multiprocessing.spawn(_shared_batch_norm, (str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / str(rank), weights_only=True) for rank in (0, 1)]
     for result, values in zip(results, ([0, 2], [4, 6])):
-        np.testing.assert_allclose(
-            result["out"], (np.array(values) - 3) / np.sqrt(5 + 1e-5), rtol=1e-5
-        )
-        np.testing.assert_allclose(
-            [result["mean"], result["var"]], [[0.3], [0.9 + 2 / 3]], rtol=1e-5
-        )
+        normalized = (np.array(values) - 3) / np.sqrt(5 + 1e-5)
+        np.testing.assert_allclose(result["out"], normalized, rtol=1e-5)
+        statistics = [result["mean"], result["var"]]
+        np.testing.assert_allclose(statistics, [[0.3], [0.9 + 2 / 3]], rtol=1e-5)

@@ -1,14 +1,16 @@
+"""Reading videos: pixels equal to OpenCV's, frame selection, rotation, bad files."""
+
 import cv2
 import numpy as np
 import pytest
 
 from preprocessing import video
 from preprocessing.video import VideoError, probe, read_frames
-from tests.media import random_frames, turn, write_sound, write_video
+from tests.media import random_frames, rotate, write_sound, write_video
 
 
 def opencv_frames(path):
-    """The slow way: every frame through OpenCV, as RGB."""
+    """The reference: all frames, decoded by OpenCV, (H, W, 3) uint8 RGB."""
     capture, frames = cv2.VideoCapture(str(path)), []
     while (got := capture.read())[0]:
         frames.append(cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB))
@@ -53,7 +55,7 @@ def test_frames_that_nothing_needs_are_left_out(tmp_path, codec, threads, monkey
     wanted = [0, 7, 8, 21, 40, 59]
     everything = opencv_frames(path)
     monkeypatch.setattr(cv2, "getNumThreads", lambda: threads)
-    monkeypatch.setattr(video, "decode", None)  # the plain way is not taken
+    monkeypatch.setattr(video, "decode", None)  # the fallback is not used
     frames = dict(read_frames(path, wanted))
     assert list(frames) == wanted
     for number, frame in frames.items():
@@ -61,14 +63,13 @@ def test_frames_that_nothing_needs_are_left_out(tmp_path, codec, threads, monkey
 
 
 def test_a_damaged_video_gives_what_is_left(tmp_path):
-    """Noise over a stretch of the data: no crash, all that comes has the right size, and the start is as it was."""
-    whole = write_video(
-        tmp_path / "whole.mp4", random_frames(60, 96, 128), bf="3", g="20"
-    )
-    everything, data = (
-        dict(read_frames(whole, range(60))),
-        bytearray(whole.read_bytes()),
-    )
+    """400 random bytes in the middle of the data.
+
+    No crash, all decoded frames have the right size, and the first frames are intact.
+    """
+    path = tmp_path / "whole.mp4"
+    write_video(path, random_frames(60, 96, 128), bf="3", g="20")
+    everything, data = dict(read_frames(path, range(60))), bytearray(path.read_bytes())
     start = data.index(b"mdat") + 4
     middle = start + (len(data) - start) // 2
     data[middle : middle + 400] = np.random.default_rng(0).bytes(400)
@@ -90,7 +91,7 @@ def test_frames_are_counted_where_the_header_is_silent(tmp_path):
 
 @pytest.mark.parametrize("matrix", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
 def test_rotated_video_comes_upright_as_in_opencv(tmp_path, matrix):
-    path = turn(write_video(tmp_path / "a.mp4", random_frames(3)), matrix)
+    path = rotate(write_video(tmp_path / "a.mp4", random_frames(3)), matrix)
     expected = opencv_frames(path)
     frames = [frame for _, frame in read_frames(path, range(3))]
     assert frames[0].shape == expected[0].shape

@@ -1,1 +1,1 @@
-"""Crops on disk to checkpoints. Reads from `preprocessing`, never from `inference`."""
+"""From crops on disk to checkpoints. Imports `preprocessing`, never `inference`."""

@@ -1,10 +1,12 @@
-"""The winner's augmentation list, with what each transform did in his version of albumentations, 1.0.0.
+"""The winner's augmentations, as albumentations 1.0.0 (his version) applied them.
 
-Most of it is albumentations 2.0.8, each setting made to do what it did then. Four transforms did something else then that
-no setting brings back, and are written out here. docs/fidelity.md compares all of them with 1.0.0.
+Most of them are transforms of albumentations 2.0.8, configured to match 1.0.0. Four
+behave differently in 2.0.8 whatever their arguments, and are implemented here.
+docs/fidelity.md compares all of them with 1.0.0.
 
-albumentations calls home when it is imported unless NO_ALBUMENTATIONS_UPDATE is set, so it is imported in here only,
-after setting it.
+albumentations contacts a server when it is imported, to check for a newer version,
+unless NO_ALBUMENTATIONS_UPDATE is set. It is therefore imported only in this module,
+after setting that variable.
 """
 
 import math
@@ -12,109 +14,124 @@ import os
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from preprocessing.crops import pad_to_square, resize_longest_side
 
+if TYPE_CHECKING:
+    import albumentations
+
+ImageFunction = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
 
 class TrainingTransform:
-    """Augments a crop (h, w, 3) uint8 RGB and gives (size, size, 3) uint8 RGB. The same seed gives the same image."""
+    """Augments a crop (h, w, 3) uint8 RGB and returns (size, size, 3) uint8 RGB.
+
+    The same seed gives the same image.
+    """
 
     def __init__(self, size: int):
         self._compose = self._make(size)
 
     @property
     def steps(self) -> list:
-        """The transforms in order, each called with `image=` and holding its probability `p`."""
+        """The transforms in order.
+
+        Each is called with `image=` and has its probability as attribute `p`.
+        """
         return self._compose.transforms
 
     def seed(self, seed: int) -> None:
-        """Let all that is random from here on follow from `seed`."""
+        """Seed every random number generator of the transforms."""
         self._rng = np.random.default_rng(seed)
-        # not `set_random_seed`: that gives each transform the same stream, and all decisions become one
+        # Not `set_random_seed`: it gives each transform the same stream of random
+        # numbers, so that their decisions are correlated.
         self._compose.set_random_state(self._rng, random.Random(seed))
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         self.seed(seed)
         return self._compose(image=image)["image"]
 
-    def _apply(self, function: Callable, image: np.ndarray, **_: object) -> np.ndarray:
+    def _apply(
+        self, function: ImageFunction, image: np.ndarray, **_: object
+    ) -> np.ndarray:
         return function(image, self._rng)
 
-    def _make(self, size: int):
+    def _make(self, size: int) -> "albumentations.Compose":
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         import albumentations as A
 
-        def ours(function: Callable, p: float):
+        def custom(function: ImageFunction, p: float) -> A.Lambda:
             return A.Lambda(image=partial(self._apply, function), p=p)
 
-        def resize(down: int, up: int):
-            return A.Lambda(
-                image=partial(resize_longest_side, size=size, down=down, up=up), p=1
-            )
+        def resize(down: int, up: int) -> A.Lambda:
+            function = partial(resize_longest_side, size=size, down=down, up=up)
+            return A.Lambda(image=function, p=1)
 
-        # 1.0.0 left sigma to OpenCV, whose 3-pixel kernel is (1, 2, 1) / 4; this sigma gives that kernel
+        # 1.0.0 left sigma to OpenCV, whose 3-pixel kernel is (1, 2, 1) / 4; this sigma
+        # gives that kernel.
         sigma = 1 / math.sqrt(2 * math.log(2))
+        resize_variants = [
+            resize(cv2.INTER_AREA, cv2.INTER_CUBIC),
+            resize(cv2.INTER_AREA, cv2.INTER_LINEAR),
+            resize(cv2.INTER_LINEAR, cv2.INTER_LINEAR),
+        ]
+        pad = A.PadIfNeeded(
+            min_height=size, min_width=size, border_mode=cv2.BORDER_CONSTANT, fill=0
+        )
+        colour_variants = [
+            A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+            custom(fancy_pca, p=0.5),
+            custom(hue_saturation_value, p=0.5),
+        ]
         return A.Compose(
             [
                 A.ImageCompression(quality_range=(60, 100), p=0.5),
-                ours(gauss_noise, p=0.1),
+                custom(gauss_noise, p=0.1),
                 A.GaussianBlur(blur_limit=(3, 3), sigma_limit=(sigma, sigma), p=0.05),
                 A.HorizontalFlip(p=0.5),
-                A.OneOf(
-                    [
-                        resize(cv2.INTER_AREA, cv2.INTER_CUBIC),
-                        resize(cv2.INTER_AREA, cv2.INTER_LINEAR),
-                        resize(cv2.INTER_LINEAR, cv2.INTER_LINEAR),
-                    ],
-                    p=1,
-                ),
-                A.PadIfNeeded(
-                    min_height=size,
-                    min_width=size,
-                    border_mode=cv2.BORDER_CONSTANT,
-                    fill=0,
-                ),
-                A.OneOf(
-                    [
-                        A.RandomBrightnessContrast(
-                            brightness_limit=0.2, contrast_limit=0.2, p=0.5
-                        ),
-                        ours(fancy_pca, p=0.5),
-                        ours(hue_saturation_value, p=0.5),
-                    ],
-                    p=0.7,
-                ),
+                A.OneOf(resize_variants, p=1),
+                pad,
+                A.OneOf(colour_variants, p=0.7),
                 A.ToGray(p=0.2),
-                ours(shift_scale_rotate, p=0.5),
+                custom(shift_scale_rotate, p=0.5),
             ]
         )
 
 
 def plain_transform(image: np.ndarray, size: int) -> np.ndarray:
-    """What validation and inference do to a crop: resize its longer side, centre on black. (size, size, 3) uint8."""
+    """Resize the longer side to `size` and pad to a square, centred on black.
+
+    The preprocessing of validation and inference. Returns (size, size, 3) uint8.
+    """
     return pad_to_square(resize_longest_side(image, size), size)
 
 
 def gauss_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise, its variance drawn evenly from 10..50 grey levels squared; the sum is cut to whole levels.
+    """Add Gaussian noise of random variance.
 
-    2.0.8 cuts the noise before it adds it, which makes it weaker and leaves twice as many pixels as they were.
+    The variance is drawn uniformly from 10..50 grey levels squared. The sum is
+    truncated to integers. 2.0.8 truncates the noise before adding it, which makes it
+    weaker and leaves twice as many pixels unchanged.
     """
-    deviation = math.sqrt(rng.uniform(10, 50))
-    return np.clip(image + rng.normal(0, deviation, image.shape), 0, 255).astype(
-        np.uint8
-    )
+    noise = rng.normal(0, math.sqrt(rng.uniform(10, 50)), image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def fancy_pca(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shift each channel of an image (h, w, 3) uint8 by a constant that follows from its colours' principal components.
+    """Shift each channel by a constant along the colours' principal components.
 
-    Method: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks" (2012), with one draw of
-    standard deviation 0.1 for all components, and with an accident of 1.0.0: it took the matrix of components transposed,
-    so that a channel is shifted by its component's entries, not by its own. 2.0.8 scales colours instead.
+    Method: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural
+    Networks" (2012), with one draw of standard deviation 0.1 for all components, and
+    with a bug of 1.0.0: it transposed the matrix of components, so that a channel is
+    shifted by the entries of one component instead of its own entry in each. 2.0.8
+    scales colours instead.
+
+    Args:
+        image: (h, w, 3) uint8.
     """
     values, components = np.linalg.eigh(
         np.cov(image.reshape(-1, 3).astype(float) / 255, rowvar=False)
@@ -125,9 +142,11 @@ def fancy_pca(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def hue_saturation_value(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shift hue by up to 20 (of 180), saturation by up to 30 and value by up to 20 (of 255), grey pixels as all others.
+    """Shift hue, saturation and value by random amounts.
 
-    2.0.8 leaves grey pixels grey; in 2020 the black padding, too, became coloured.
+    Hue by up to 20 (of 180), saturation by up to 30 and value by up to 20 (of 255). As
+    in 1.0.0, grey pixels are shifted too, the black padding included. 2.0.8 leaves grey
+    pixels grey.
     """
     hue, saturation, value = np.moveaxis(
         cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(float), 2, 0
@@ -135,19 +154,19 @@ def hue_saturation_value(image: np.ndarray, rng: np.random.Generator) -> np.ndar
     hue = (hue + rng.uniform(-20, 20)) % 180
     saturation = np.clip(saturation + rng.uniform(-30, 30), 0, 255)
     value = np.clip(value + rng.uniform(-20, 20), 0, 255)
-    return cv2.cvtColor(
-        np.stack([hue, saturation, value], axis=2).astype(np.uint8), cv2.COLOR_HSV2RGB
-    )
+    shifted = np.stack([hue, saturation, value], axis=2).astype(np.uint8)
+    return cv2.cvtColor(shifted, cv2.COLOR_HSV2RGB)
 
 
 def shift_scale_rotate(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Move by up to a tenth of each side, scale by 0.8..1.2, turn by up to 10 degrees around the centre; black beyond.
+    """Shift, scale and rotate the image; pixels from outside of it are black.
 
-    2.0.8 moves by whole pixels only.
+    The shift is up to a tenth of each side, the scale 0.8..1.2, the rotation up to 10
+    degrees around the centre. 2.0.8 shifts by whole pixels only.
     """
     height, width = image.shape[:2]
-    matrix = cv2.getRotationMatrix2D(
-        (width / 2, height / 2), rng.uniform(-10, 10), rng.uniform(0.8, 1.2)
-    )
-    matrix[:, 2] += rng.uniform(-0.1, 0.1, 2) * (width, height)
+    angle, scale = rng.uniform(-10, 10), rng.uniform(0.8, 1.2)
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
+    shift = rng.uniform(-0.1, 0.1, 2) * (width, height)
+    matrix[:, 2] = matrix[:, 2] + shift
     return cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)

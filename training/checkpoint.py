@@ -1,12 +1,17 @@
-"""Checkpoints on disk: their names, what they hold, and how they are read without running code from them.
+"""Checkpoint files: their names, their entries, and safe loading of them.
 
-Names  {prefix}DeepFakeClassifier_{encoder}_{fold}_{epoch}, as the winner's, and …_last for going on
-Hold   epoch, state_dict, bce_best, as the winner's, and config (all settings), seed, parts (batches in a step, of all
-       processes); …_last also the optimizer and the scaler
-       NAME.safetensors serves too: the weights, and the other entries as JSON in its metadata
+Name    {prefix}DeepFakeClassifier_{encoder}_{fold}_{epoch}, as the winner's; the one to
+        resume from has _last instead of the epoch
+Entries epoch, state_dict and bce_best, as the winner's, and config (all settings), seed
+        and parts (batches per step, over all processes); _last also has optimizer and
+        scaler (their state dicts)
 
-The published seven are in PyTorch's file format of before 1.6, have `module.` before each key, no settings, and a NumPy
-float, for which `training.weights_file` makes an exception.
+NAME.safetensors is read as well: the weights, and the other entries as JSON in the
+metadata. No code from a file is executed.
+
+The seven published checkpoints use PyTorch's file format from before 1.6. Their keys
+start with `module.`, they have no settings, and they contain a NumPy float, which
+`training.weights_file` allows.
 """
 
 import io
@@ -26,31 +31,35 @@ NETWORK = "DeepFakeClassifier"
 
 
 def run_name(prefix: str, encoder: str, fold: int) -> str:
-    """A run's name: what its checkpoints' names begin with. timm's `….ns_jft_in1k` is `…_ns`, as it was in 2020."""
+    """A run's name, which the names of its checkpoints start with.
+
+    timm's suffix `.ns_jft_in1k` is shortened to `_ns`, its name in 2020.
+    """
     short = encoder.replace(".ns_jft_in1k", "_ns").replace("/", "-")
     return f"{prefix}{NETWORK}_{short}_{fold}"
 
 
 def save_checkpoint(path: Path, **entries: object) -> None:
-    """Write a checkpoint whole or not at all."""
-    buffer = (
-        io.BytesIO()
-    )  # a full disk then says so itself; PyTorch's own message would not
+    """Write a checkpoint atomically."""
+    # torch.save to a buffer: its own error message does not say that the disk is full
+    buffer = io.BytesIO()
     torch.save(entries, buffer)
     with atomic_file(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint, old or new, to the CPU. Nothing in the file is executed.
+    """Load a checkpoint, ours or the winner's, to the CPU. No code of it is executed.
 
     Raises:
-        UserError: the file is missing, is no checkpoint, or holds objects other than weights and numbers.
+        UserError: the file is missing, is no checkpoint, or holds objects other than
+            weights and numbers.
     """
     checkpoint = read_weights(path)
     if not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(
-            f"{path}: holds no `state_dict`; it is not one of this project's or the winner's checkpoints"
+            f"{path}: holds no `state_dict`; it is not one of this project's or the "
+            "winner's checkpoints"
         )
     checkpoint["state_dict"] = {
         str(key).removeprefix("module."): value
@@ -60,28 +69,29 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load_classifier(path: Path) -> tuple[DeepFakeClassifier, InputSettings]:
-    """A trained network in eval mode on the CPU, and the input it expects.
+    """Load a trained network, in eval mode on the CPU, and its input settings.
 
     Raises:
         UserError: as `load_checkpoint`, or the weights do not fit the encoder.
     """
     checkpoint = load_checkpoint(path)
-    encoder, settings = _describe(path, checkpoint)
+    encoder, settings = _encoder_and_input(path, checkpoint)
     model = DeepFakeClassifier(encoder)
     try:
         model.load_state_dict(checkpoint["state_dict"])
-    except (
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ) as error:  # the last two where entries are no tensors
+    # TypeError and AttributeError: entries that are not tensors
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not weights of {encoder} ({reason})") from error
     return model.eval(), settings
 
 
-def _describe(path: Path, checkpoint: dict) -> tuple[str, InputSettings]:
-    """Encoder and input settings: from the checkpoint, or for the winner's from its file name."""
+def _encoder_and_input(path: Path, checkpoint: dict) -> tuple[str, InputSettings]:
+    """Encoder and input settings of a checkpoint.
+
+    A checkpoint of the winner has no settings: its file name gives the encoder, and the
+    input settings are the defaults.
+    """
     if "config" in checkpoint:
         try:
             config = Config(**checkpoint["config"])
@@ -90,13 +100,13 @@ def _describe(path: Path, checkpoint: dict) -> tuple[str, InputSettings]:
                 f"{path}: made by another version of this project ({error})"
             ) from error
         return config.encoder, config.input
-    named = re.search(
+    match = re.search(
         rf"{NETWORK}_(tf_efficientnet_b[0-7])_ns_",
         Path(path).name.removesuffix(SAFETENSORS),
     )
-    if not named:
+    if not match:
         raise UserError(
-            f"{path}: holds no settings, and its name does not tell the encoder; name it as the winner's, "
-            f"{NETWORK}_tf_efficientnet_b7_ns_0_36"
+            f"{path}: holds no settings, and its file name does not give the encoder; "
+            f"name it as the winner's, {NETWORK}_tf_efficientnet_b7_ns_0_36"
         )
-    return f"{named[1]}.ns_jft_in1k", InputSettings()
+    return f"{match[1]}.ns_jft_in1k", InputSettings()

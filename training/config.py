@@ -1,13 +1,16 @@
-"""The one place for settings: a typed, frozen configuration read from YAML.
+"""All training settings: a typed, frozen configuration read from YAML.
 
-Reads  configs/*.yaml; a file may name another as `base`, and holds only what differs from it
-Errors name the file, the key and the nearest key that exists.
+Reads  configs/*.yaml; a file may name another as `base` and override some of its keys
 
-`InputSettings` is what a network expects of its input. It is written into every checkpoint and read from it at inference;
-the published checkpoints carry none, and for them its defaults, the winner's settings, hold.
+Errors name the file, the key and the closest existing key.
+
+`InputSettings` describes a network's input. It is saved in every checkpoint and used
+again at inference. The published checkpoints have none; for them its defaults apply,
+which are the winner's settings.
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +22,16 @@ from preprocessing.faces import INFERENCE_THRESHOLDS
 from runtime.cli import UserError
 
 Rgb = tuple[float, float, float]
-MAX_BASES = 10
+MAX_BASES = 10  # files that refer to one another by `base`
+
+# Names of settings in the winner's configuration, and here.
+RENAMED_KEYS = {
+    "size": "input.size",
+    "lr": "learning_rate",
+    "schedule": "poly_power",
+    "max_iter": "max_iterations",
+    "fp16": "precision",
+}
 
 
 class InputSettings(BaseModel):
@@ -27,18 +39,21 @@ class InputSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # the upper bounds keep a stranger's checkpoint from asking for all of the memory
+    # The upper bounds limit the memory that an untrusted checkpoint can ask for.
     size: int = Field(
-        380, ge=32, le=2048, description="pixels a side of the square input"
+        default=380, ge=32, le=2048, description="side of the square input, in pixels"
     )
-    mean: Rgb = (0.485, 0.456, 0.406)  # ImageNet's, RGB, of values in 0..1
+    # ImageNet's mean and standard deviation, RGB, of values in 0..1
+    mean: Rgb = (0.485, 0.456, 0.406)
     std: Rgb = (0.229, 0.224, 0.225)
     frames_per_video: int = Field(
-        32, ge=1, le=1000, description="evenly spaced frames looked at in each video"
+        default=32, ge=1, le=1000, description="evenly spaced frames of each video"
     )
     detector_thresholds: tuple[float, float, float] = INFERENCE_THRESHOLDS
     margin_parts: int = Field(
-        MARGIN_PARTS, ge=1, description="n for 1/n of the face's box added on each side"
+        default=MARGIN_PARTS,
+        ge=1,
+        description="n: a margin of 1/n of the face's bounding box on each side",
     )
 
 
@@ -48,63 +63,71 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str = Field(
-        "tf_efficientnet_b7.ns_jft_in1k",
+        default="tf_efficientnet_b7.ns_jft_in1k",
         description="timm's name, or efficientnet_pytorch/NAME",
     )
     pretrained: str = Field(
-        "hub",
-        description="hub: ImageNet weights by name; none: random; else a local file",
+        default="hub",
+        description="hub: ImageNet weights by name; none: random; or a local file",
     )
-    dropout: float = Field(0.0, ge=0, lt=1)
-    drop_path_rate: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    drop_path_rate: float = Field(default=0.2, ge=0, lt=1)
     input: InputSettings = InputSettings()
 
-    epochs: int = Field(40, ge=1)
-    batches_per_epoch: int = Field(2500, ge=1)
-    batch_size: int = Field(12, ge=1, description="images on each GPU")
+    epochs: int = Field(default=40, ge=1)
+    batches_per_epoch: int = Field(default=2500, ge=1)
+    batch_size: int = Field(default=12, ge=1, description="images on each GPU")
     accumulate: int = Field(
-        1,
+        default=1,
         ge=1,
-        description="batches of a GPU whose gradients are added up for a step; a run that goes "
-        "on with more or fewer GPUs changes it so that a step has the same images",
+        description="gradient accumulation: batches per GPU and step; a run that is "
+        "resumed on more or fewer GPUs adapts it to keep the images per step",
     )
-    precision: Literal["float32", "float16", "bfloat16"] = (
-        "float16"  # on a CPU training is always float32
-    )
+    # on a CPU training is always float32
+    precision: Literal["float32", "float16", "bfloat16"] = "float16"
     sync_batchnorm: bool = True
 
     optimizer: Literal["sgd", "apex_fused_sgd"] = "sgd"
-    learning_rate: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
-    weight_decay: float = Field(1e-4, ge=0)
-    poly_power: float = Field(0.9, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    poly_power: float = Field(default=0.9, gt=0)
     max_iterations: int = Field(
-        100_500,
+        default=100_500,
         ge=1,
         description="the schedule's length; at least epochs x batches_per_epoch",
     )
-    clip_gradient_norm: float = Field(1.0, gt=0)
+    clip_gradient_norm: float = Field(default=1.0, gt=0)
 
-    label_smoothing: float = Field(0.01, ge=0, lt=0.5)
-    landmark_cutout: float = Field(0.7, ge=0, le=1, description="probability")
+    label_smoothing: float = Field(default=0.01, ge=0, lt=0.5)
+    landmark_cutout: float = Field(default=0.7, ge=0, le=1, description="probability")
     hull_cutout: float = Field(
-        0.2, ge=0, le=1, description="probability, where no landmark was cut out"
-    )
-    half_cutout: float = Field(
-        0.1, ge=0, le=1, description="probability, where neither was"
-    )
-    augmented: float = Field(
-        1.0,
+        default=0.2,
         ge=0,
         le=1,
-        description="share of the training crops that the augmentations are applied to",
+        description="probability, if the landmark cutout is not applied",
+    )
+    half_cutout: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="probability, if neither of the others is applied",
+    )
+    augmented: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="fraction of the training crops that are augmented",
     )
     validation_frame_step: int = Field(
-        20, ge=1, description="validate on frames 0, n, 2n, …"
+        default=20, ge=1, description="validate on frames 0, n, 2n, …"
     )
     max_broken_crops: float = Field(
-        0.01, ge=0, le=1, description="share of an epoch's crops that may be unreadable"
+        default=0.01,
+        ge=0,
+        le=1,
+        description="fraction of an epoch's crops that may be unreadable",
     )
 
     @model_validator(mode="after")
@@ -112,17 +135,21 @@ class Config(BaseModel):
         total = self.epochs * self.batches_per_epoch
         if self.max_iterations < total:
             raise ValueError(
-                f"max_iterations is {self.max_iterations}, but {self.epochs} epochs of {self.batches_per_epoch} batches "
-                f"are {total} iterations; set max_iterations to at least {total}"
+                f"max_iterations is {self.max_iterations}, but {self.epochs} epochs of "
+                f"{self.batches_per_epoch} batches are {total} iterations; "
+                f"set max_iterations to at least {total}"
             )
         return self
 
 
-def load_config(path: Path, overrides: list[str] = ()) -> Config:
-    """Read a YAML file and apply `KEY=VALUE` overrides, such as `epochs=2` or `input.size=96`.
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply overrides.
+
+    Args:
+        overrides: `KEY=VALUE` each, such as `epochs=2` or `input.size=96`.
 
     Raises:
-        UserError: the file is missing or no YAML, a key is unknown or a value does not fit.
+        UserError: the file is missing or not YAML, a key is unknown or a value invalid.
     """
     values = _read(Path(path))
     for override in overrides:
@@ -131,13 +158,13 @@ def load_config(path: Path, overrides: list[str] = ()) -> Config:
             raise UserError(
                 f"--set {override}: write KEY=VALUE, for instance --set epochs=2"
             )
-        place = values
+        section = values
         *groups, last = key.split(".")
         for group in groups:
-            place = place.setdefault(group, {})
-            if not isinstance(place, dict):
+            section = section.setdefault(group, {})
+            if not isinstance(section, dict):
                 raise UserError(f"--set {override}: {group!r} is no group of settings")
-        place[last] = _parse(text, f"--set {override}")
+        section[last] = _parse(text, f"--set {override}")
     try:
         return Config(**values)
     except ValidationError as error:
@@ -151,7 +178,8 @@ def _read(path: Path, depth: int = 0) -> dict:
         values = _parse(path.read_bytes(), path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); the project's own are in configs/"
+            f"{path}: cannot be read ({error.strerror}); "
+            "the project's own configurations are in configs/"
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold `key: value` lines; see configs/b7.yaml")
@@ -160,44 +188,36 @@ def _read(path: Path, depth: int = 0) -> dict:
         return values
     if not isinstance(base, str) or depth == MAX_BASES:
         raise UserError(
-            f"{path}: `base` must name another file, and files must not name each other in a circle"
+            f"{path}: `base` must name another file, and files must not refer to each "
+            "other in a circle"
         )
     return {**_read(path.parent / base, depth + 1), **values}
 
 
-def _parse(text: str | bytes, where: object) -> object:
+def _parse(text: str | bytes, source: object) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where}: not YAML: {' '.join(str(error).split())[:300]}"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: not YAML: {reason}") from error
 
 
 def _explain(error: ValidationError) -> str:
+    """The first problem of a validation error, in one line."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"]
     if problem["type"] != "extra_forbidden":
-        return (
-            f"{key}: {problem['msg']}"
-            if key
-            else problem["msg"].removeprefix("Value error, ")
-        )
+        return f"{key}: {message}" if key else message.removeprefix("Value error, ")
     *group, name = problem["loc"]
     known = list((InputSettings if group else Config).model_fields)
-    # what the winner's own configuration called things, then the nearest spelling
-    winners = {
-        "size": "input.size",
-        "lr": "learning_rate",
-        "schedule": "poly_power",
-        "max_iter": "max_iterations",
-        "fp16": "precision",
-    }
-    near = (
-        [winners[name]]
-        if name in winners
-        else difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
+    if name in RENAMED_KEYS:
+        closest = [RENAMED_KEYS[str(name)]]
+    else:
+        closest = difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
+    hint = (
+        f"did you mean {closest[0]!r}?"
+        if closest
+        else f"known keys are {', '.join(known)}"
     )
-    return f"unknown key {key!r}; " + (
-        f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}"
-    )
+    return f"unknown key {key!r}; {hint}"

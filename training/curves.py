@@ -1,7 +1,8 @@
-"""The curves of a training run: logs/{run}/curves.png beside metrics.csv, drawn anew after each epoch.
+"""Plots of a training run: logs/{run}/curves.png, redrawn after each epoch.
 
 Reads  the rows of metrics.csv
-Writes a PNG: the loss of fakes and of reals in training and validation, the learning rate, images a second
+Writes a PNG: fake and real loss in training and validation, learning rate, images per
+       second
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,13 @@ LOSSES = {
 
 
 def draw_curves(rows: Sequence[dict], path: Path) -> None:
-    """Draw all epochs. Values may be numbers or, as a CSV gives them, texts; a missing one is left out."""
+    """Plot all epochs.
+
+    Args:
+        rows: of metrics.csv; values are numbers, or strings as read from the file.
+            Missing values are skipped.
+        path: of the PNG.
+    """
     from matplotlib.ticker import MaxNLocator
 
     with save_figure(path, 13, 4) as figure:
@@ -36,8 +43,8 @@ def draw_curves(rows: Sequence[dict], path: Path) -> None:
         speed.plot(*_points(rows, "images_per_second"), marker=".")
         for axes, title in (
             (losses, "loss, nats"),
-            (rate, "learning rate at the epoch's end"),
-            (speed, "images a second"),
+            (rate, "learning rate at the end of the epoch"),
+            (speed, "images per second"),
         ):
             axes.set(title=title, xlabel="epoch", ylim=(0, None))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -46,9 +53,9 @@ def draw_curves(rows: Sequence[dict], path: Path) -> None:
 
 def _points(rows: Sequence[dict], key: str) -> tuple[list[int], list[float]]:
     """Epochs and values of one column."""
-    known = [
+    points = [
         (int(row["epoch"]), float(row[key]))
         for row in rows
         if row.get(key) not in (None, "")
     ]
-    return [epoch for epoch, _ in known], [value for _, value in known]
+    return [epoch for epoch, _ in points], [value for _, value in points]

@@ -1,4 +1,7 @@
-"""Where training runs: one process, or one for each GPU (or CPU share) of each node under torchrun. Only `training.train` asks here."""
+"""Distributed training: one process per GPU (or CPU) under torchrun, or a single one.
+
+Only `training.train` and `training.trainer` use this module.
+"""
 
 import os
 import warnings
@@ -17,14 +20,13 @@ from runtime.cli import MachineError
 from runtime.device import pick_device
 from runtime.process import die_with_parent
 
-LONGEST_WAIT = timedelta(
-    minutes=10
-)  # for a process that does not answer and whose connection does not break either
+# For a process that does not answer although its connection is not broken.
+TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place: `rank` of `size` processes, and its device."""
+    """This process's rank, the world size, and this process's device."""
 
     rank: int
     size: int
@@ -35,20 +37,22 @@ class World:
         return self.rank == 0
 
     def wrap(self, model: nn.Module, sync_batchnorm: bool) -> nn.Module:
-        """Put a model on this device and, with several processes, average its gradients over them.
+        """Move a model to the device; with several processes, average its gradients.
 
-        Batch norm's statistics are shared between processes on GPUs only: PyTorch's SyncBatchNorm has no CPU version.
+        The model is modified in place. Batch norm is synchronised on GPUs only:
+        PyTorch's SyncBatchNorm has no CPU version.
         """
-        model = model.to(
-            self.device, memory_format=torch.channels_last
-        )  # faster on either kind (benchmarks/README.md)
+        # channels_last is faster on CPUs and on GPUs (benchmarks/README.md)
+        model = model.to(self.device).to(memory_format=torch.channels_last)
         if self.size == 1:
             return model
         on_gpu = self.device.type == "cuda"
         if sync_batchnorm and on_gpu:
-            # not PyTorch's own: timm's batch norms hold the activation too, which that would leave out
+            # Not PyTorch's own function: timm's batch norm layers include the
+            # activation, which it would drop.
             model = convert_sync_batchnorm(model)
-        # the gradients of depthwise convolutions have ambiguous strides; averaging copies them, no more
+        # The gradients of depthwise convolutions have ambiguous strides; this costs a
+        # copy when they are averaged, nothing else.
         warnings.filterwarnings("ignore", "Grad strides do not match")
         return DistributedDataParallel(
             model, device_ids=[self.device.index] if on_gpu else None
@@ -58,9 +62,9 @@ class World:
         """The items of all processes, in order of rank, on every process."""
         if self.size == 1:
             return items
-        everyone: list = [None] * self.size
-        dist.all_gather_object(everyone, items)
-        return [item for part in everyone for item in part]
+        gathered: list = [None] * self.size
+        dist.all_gather_object(gathered, items)
+        return [item for part in gathered for item in part]
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -69,35 +73,37 @@ class World:
 
 @contextmanager
 def init_distributed(device: str | None = None) -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone. `device`: cpu or cuda; the GPU where there is one if None.
+    """Join torchrun's process group; without torchrun, give a world of one process.
+
+    Args:
+        device: "cpu" or "cuda"; None: the GPU if there is one.
 
     Raises:
-        MachineError: another of the processes ended.
+        MachineError: another process of the group ended.
     """
-    size, rank, local_rank = (
-        int(os.environ.get(name, default))
-        for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-    )
-    kind = pick_device(device or "auto")
-    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    name = pick_device(device or "auto")
+    own = torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
     if size == 1:
-        yield World(rank, size, place)
+        yield World(rank, size, own)
         return
-    die_with_parent()  # torchrun, if it is killed, leaves its processes running
-    dist.init_process_group(
-        "nccl" if place.type == "cuda" else "gloo", timeout=LONGEST_WAIT
-    )
+    # torchrun leaves its processes running if it is killed
+    die_with_parent()
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield World(rank, size, place)
+        yield World(rank, size, own)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "peer" not in str(error).lower():
             raise
         raise MachineError(
-            f"process {rank}: another training process ended, or its node was lost; it says why above, or "
-            "torchrun below. Run the same command again to go on after the last epoch; on fewer nodes or GPUs "
-            "a step keeps its images"
+            f"process {rank}: another training process ended, or its node was lost; "
+            "the reason is printed above, or by torchrun below. Run the same command "
+            "again to resume after the last epoch; with fewer nodes or GPUs the images "
+            "per step stay the same"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The training loss and the validation measure."""
+"""The training loss and the validation metric."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,8 +17,9 @@ def balanced_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
         labels: (N,) float in 0..1, smoothed or not; above 0.5 is FAKE.
 
     Returns:
-        loss, fake loss, real loss: scalars of binary cross-entropy in nats. The loss of a kind that the batch does not
-        hold is 0, as in the winner's training, so such a batch counts half.
+        loss, fake loss, real loss: scalars of binary cross-entropy in nats. The loss of
+        a class without samples in the batch is 0, as in the winner's training, so such
+        a batch counts half.
     """
     losses = binary_cross_entropy_with_logits(logits, labels, reduction="none")
     fake, real = (
@@ -32,10 +33,11 @@ def video_losses(scores: Iterable[tuple[str, float, float]]) -> tuple[float, flo
     """Validation: log loss over the fake videos and over the real ones.
 
     Args:
-        scores: (video, probability of FAKE, label 0 or 1) of each crop. A video's score is the mean over its crops.
+        scores: (video, probability of FAKE, label 0 or 1) of each crop. A video's score
+            is the mean over its crops.
 
     Returns:
-        fake loss, real loss in nats; NaN for a kind that is missing.
+        fake loss, real loss in nats; NaN for a class without videos.
     """
     by_video: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for video, probability, label in scores:
@@ -45,10 +47,7 @@ def video_losses(scores: Iterable[tuple[str, float, float]]) -> tuple[float, flo
     ).reshape(-1, 2)
     losses = []
     for label in (1, 0):
-        kind = means[means[:, 1] == label]
-        losses.append(
-            float(log_loss(kind[:, 1], kind[:, 0], labels=[0, 1]))
-            if len(kind)
-            else float("nan")
-        )
+        rows = means[means[:, 1] == label]
+        loss = log_loss(rows[:, 1], rows[:, 0], labels=[0, 1]) if len(rows) else np.nan
+        losses.append(float(loss))
     return losses[0], losses[1]

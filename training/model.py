@@ -1,10 +1,11 @@
-"""The network: an EfficientNet encoder, average pool, dropout, one logit. It knows nothing of files or processes.
+"""The network: an EfficientNet encoder, average pooling, dropout, one logit.
 
-Method: the winner's `DeepFakeClassifier`. The encoder keeps its unused ImageNet classifier, so that the 1,202 entries of
-a published B7 checkpoint fit one to one.
+Method: the winner's `DeepFakeClassifier`. The encoder keeps its unused ImageNet
+classifier, so that the 1,202 entries of a published B7 checkpoint match one to one.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -18,12 +19,14 @@ EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"
 
 
 class DeepFakeClassifier(nn.Module):
-    """Probability of FAKE, as a logit, of face crops.
+    """Classifies face crops; the output is the logit of the probability of FAKE.
 
     Args:
-        encoder: a timm EfficientNet such as `tf_efficientnet_b7.ns_jft_in1k`, or `efficientnet_pytorch/efficientnet-b7`.
-        pretrained: "none", "hub" (ImageNet weights by the encoder's name, downloaded), or a local file of them.
-        dropout: before the last layer.
+        encoder: an EfficientNet of timm, such as `tf_efficientnet_b7.ns_jft_in1k`, or
+            `efficientnet_pytorch/efficientnet-b7`.
+        pretrained: "none", "hub" (ImageNet weights by the encoder's name, downloaded),
+            or a local file of them.
+        dropout: rate before the last layer.
         drop_path_rate: of stochastic depth in the encoder.
     """
 
@@ -36,40 +39,42 @@ class DeepFakeClassifier(nn.Module):
     ):
         super().__init__()
         self.encoder, unused = _make_encoder(encoder, pretrained, drop_path_rate)
-        # no gradient ever reaches the ImageNet classifier; distributed training must know
+        # The ImageNet classifier never gets a gradient, and DistributedDataParallel
+        # would wait for one.
         unused.requires_grad_(False)
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(unused.in_features, 1)
-        self._extract = (
-            self.encoder.extract_features
-            if encoder.startswith(EFFICIENTNET_PYTORCH)
-            else self.encoder.forward_features
-        )
+        is_timm = not encoder.startswith(EFFICIENTNET_PYTORCH)
+        method = "forward_features" if is_timm else "extract_features"
+        self._extract: Callable[[Tensor], Tensor] = getattr(self.encoder, method)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (N, 3, S, S) float, RGB, normalised. Returns logits (N,)."""
+        """Logits (N,) of images (N, 3, S, S) float, RGB, normalised."""
         features = self.avg_pool(self.features(images)).flatten(1)
         return self.fc(self.dropout(features)).squeeze(1)
 
     def features(self, images: Tensor) -> Tensor:
-        """The encoder's features (N, C, h, w) of the same images, before the pool."""
+        """The encoder's feature maps (N, C, h, w) of such images, before pooling."""
         return self._extract(images)
 
 
 class Normalize(nn.Module):
-    """uint8 images (N, S, S, 3) RGB to the network's input (N, 3, S, S) float32: x / 255, minus mean, over std."""
+    """Convert uint8 images to the network's input: x / 255, minus mean, over std.
+
+    Images are (N, S, S, 3) uint8 RGB, the result is (N, 3, S, S) float32.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, mean: tuple[float, float, float], std: tuple[float, float, float]
     ):
         super().__init__()
-        self.register_buffer(
-            "mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(std).view(1, 3, 1, 1), persistent=False
-        )
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = torch.tensor(values).view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
@@ -95,7 +100,8 @@ def _from_timm(
 ) -> tuple[nn.Module, nn.Linear]:
     if not re.fullmatch(r"(tf_)?efficientnet_b[0-7](\.\w+)?", name):
         raise UserError(
-            f"encoder {name!r}: give an EfficientNet B0-B7 of timm, such as tf_efficientnet_b7.ns_jft_in1k"
+            f"encoder {name!r}: give an EfficientNet B0-B7 of timm, such as "
+            "tf_efficientnet_b7.ns_jft_in1k"
         )
     try:
         encoder = timm.create_model(
@@ -103,9 +109,13 @@ def _from_timm(
         )
     except (RuntimeError, OSError) as error:
         raise UserError(
-            _no_weights(name, error) if download else f"encoder {name!r}: timm: {error}"
+            _download_failed(name, error)
+            if download
+            else f"encoder {name!r}: timm: {error}"
         ) from error
-    return encoder, encoder.classifier
+    classifier = encoder.classifier
+    assert isinstance(classifier, nn.Linear)
+    return encoder, classifier
 
 
 def _from_efficientnet_pytorch(
@@ -116,33 +126,38 @@ def _from_efficientnet_pytorch(
     short = name.removeprefix(EFFICIENTNET_PYTORCH)
     if short not in VALID_MODELS:
         raise UserError(
-            f"encoder {name!r}: efficientnet-pytorch knows {', '.join(VALID_MODELS)}"
+            f"encoder {name!r}: efficientnet-pytorch has {', '.join(VALID_MODELS)}"
         )
     try:
         make = EfficientNet.from_pretrained if download else EfficientNet.from_name
         encoder = make(short, drop_connect_rate=drop_path_rate)
     except OSError as error:
-        raise UserError(_no_weights(name, error)) from error
+        raise UserError(_download_failed(name, error)) from error
     return encoder, encoder._fc
 
 
-def _no_weights(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
+def _download_failed(name: str, error: Exception) -> str:
     return (
-        f"the ImageNet weights of {name} could not be downloaded ({reason}); download them elsewhere and set "
-        "`pretrained` to the file, or to `none` to train from scratch"
+        f"the ImageNet weights of {name} could not be downloaded ({_one_line(error)}); "
+        "download them elsewhere and set `pretrained` to the file, or to `none` to "
+        "train from scratch"
     )
 
 
 def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise UserError(
-            f"pretrained: {path}: no such file; give `hub`, `none` or a file of encoder weights"
+            f"pretrained: {path}: no such file; give `hub`, `none` or a file of "
+            "encoder weights"
         )
     entries = read_weights(path)
     try:
         encoder.load_state_dict(entries.get("state_dict", entries))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
-            f"pretrained: {path}: not weights of this encoder ({' '.join(str(error).split())[:200]})"
+            f"pretrained: {path}: not weights of this encoder ({_one_line(error)})"
         ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

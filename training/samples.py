@@ -1,6 +1,7 @@
-"""What belongs to one crop on disk: its image, its landmarks, its diff; from the folders of steps 2 to 4 or from shards.
+"""The files of a crop: image, landmarks and diff, from folders or from shards.
 
-Reads DATA/crops, DATA/landmarks, DATA/diffs, as preprocessing or the winner's own scripts wrote them, or DATA/shards
+Reads DATA/crops, DATA/landmarks and DATA/diffs, as written by preprocessing steps 2 to
+      4 or by the winner's own scripts; or DATA/shards
 """
 
 import io
@@ -18,96 +19,104 @@ from preprocessing.crops import decode_image, read_image
 from preprocessing.layout import shard_index_path
 from runtime.cli import UserError
 
-OPEN_SHARDS = 64  # that a process keeps open
+# Shard files that a process keeps open.
+MAX_OPEN_SHARDS = 64
 
 
 class Sample:
-    """The files of crop `row`, read when asked for.
+    """The files of crop `row`, read on access.
 
     Raises:
-        UserError: from each method, where a file cannot be read, with its name and what to do.
+        UserError: from each method, if a file cannot be read; the message names it and
+            says what to do.
     """
 
     def __init__(self, crops: CropTable, row: int):
-        self._files, self._packed = crops.files(row), crops.packed
-        if crops.packed:
+        self._files, self._in_shards = crops.files(row), crops.in_shards
+        if crops.in_shards:
             self._shard = shard_index_path(crops.root).parent / crops.name("shard", row)
-            self._offset, self._size = (
-                int(crops["offset"][row]),
-                int(crops["size"][row]),
-            )
+            self._offset = int(crops["offset"][row])
+            self._size = int(crops["size"][row])
 
     def image(self) -> np.ndarray:
         """The crop (h, w, 3) uint8 RGB."""
         return self._image("png", self._files.png, cv2.IMREAD_COLOR_RGB)
 
     def diff(self) -> np.ndarray | None:
-        """Where it differs from the real crop, (h, w) uint8, if step 4 made that."""
-        if not self._is_there("diff.png", self._files.diff):
+        """Difference from the real crop (h, w) uint8, or None if step 4 made none."""
+        if not self._exists("diff.png", self._files.diff):
             return None
         return self._image("diff.png", self._files.diff, cv2.IMREAD_GRAYSCALE)
 
     def landmarks(self) -> np.ndarray | None:
-        """(5, 2) x and y of the eyes, the nose, the corners of the mouth in crop pixels, if step 3 found them."""
-        if not self._is_there("npy", self._files.npy):
+        """The landmarks (5, 2), x and y in crop pixels, or None if step 3 found none.
+
+        They are the eyes, the nose and the corners of the mouth.
+        """
+        if not self._exists("npy", self._files.npy):
             return None
         try:
             data = (
-                self._members["npy"] if self._packed else self._files.npy.read_bytes()
+                self._members["npy"]
+                if self._in_shards
+                else self._files.npy.read_bytes()
             )
             landmarks = np.load(io.BytesIO(data))
             if landmarks.shape != (5, 2) or landmarks.dtype.kind not in "if":
                 raise ValueError(f"{landmarks.dtype} {landmarks.shape}")
         except (ValueError, EOFError, OSError) as error:
-            name, remedy = self._name("npy", self._files.npy)
+            name, remedy = self._describe("npy", self._files.npy)
             raise UserError(
                 f"{name}: not landmarks; {remedy} and run the preprocessing again"
             ) from error
         return landmarks
 
-    def wrong_size(self) -> UserError:
-        """That the diff does not fit the crop."""
-        name, remedy = self._name("diff.png", self._files.diff)
+    def diff_size_error(self) -> UserError:
+        """The error for a diff whose size differs from the crop's."""
+        name, remedy = self._describe("diff.png", self._files.diff)
         return UserError(
-            f"{name}: is not of the crop's size; {remedy} and run the preprocessing again"
+            f"{name}: does not have the crop's size; {remedy} and run the "
+            "preprocessing again"
         )
 
-    def _image(self, ending: str, path: Path, flags: int) -> np.ndarray:
-        if not self._packed:
+    def _image(self, extension: str, path: Path, flags: int) -> np.ndarray:
+        if not self._in_shards:
             return read_image(path, flags)
-        return decode_image(
-            self._members.get(ending, b""), *self._name(ending, path), flags
-        )
+        data = self._members.get(extension, b"")
+        return decode_image(data, *self._describe(extension, path), flags)
 
-    def _is_there(self, ending: str, path: Path) -> bool:
-        return ending in self._members if self._packed else path.exists()
+    def _exists(self, extension: str, path: Path) -> bool:
+        return extension in self._members if self._in_shards else path.exists()
 
-    def _name(self, ending: str, path: Path) -> tuple[str, str]:
-        if not self._packed:
+    def _describe(self, extension: str, path: Path) -> tuple[str, str]:
+        """For error messages: which file it is, and what to delete if it is damaged."""
+        if not self._in_shards:
             return str(path), f"delete the folder {path.parent}"
         return (
-            f"{self._shard}: the .{ending} at byte {self._offset} ({path})",
+            f"{self._shard}: the .{extension} at byte {self._offset} ({path})",
             f"delete {self._shard.with_suffix('.*')}",
         )
 
     @cached_property
     def _members(self) -> dict[str, bytes]:
-        """The files by their endings, in one read of the shard."""
+        """The files by extension, in one read of the shard."""
+        members = {}
         try:
             data = os.pread(_open(self._shard).fileno(), self._size, self._offset)
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-                return {
-                    entry.name.partition(".")[2]: tar.extractfile(entry).read()
-                    for entry in tar
-                }
+                for entry in tar:
+                    if file := tar.extractfile(entry):
+                        members[entry.name.partition(".")[2]] = file.read()
         except (OSError, tarfile.TarError) as error:
+            pattern = self._shard.with_suffix(".*")
             raise UserError(
-                f"{self._shard}: cannot be read ({error}); delete {self._shard.with_suffix('.*')} and run "
+                f"{self._shard}: cannot be read ({error}); delete {pattern} and run "
                 "preprocessing step 6 again"
             ) from error
+        return members
 
 
-@lru_cache(OPEN_SHARDS)
+@lru_cache(MAX_OPEN_SHARDS)
 def _open(shard: Path) -> BinaryIO:
-    """Closed when it falls out of the cache."""
+    """Open a shard; it is closed when it is evicted from the cache."""
     return open(shard, "rb", buffering=0)

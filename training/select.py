@@ -3,9 +3,11 @@
     python -m training.select --logdir logs --weights-dir weights --count 7
 
 Reads  logs/*/metrics.csv and weights/{run}_{epoch}
-Writes weights/final_{run}_{epoch}, and logs/selection.png, the curves with the chosen epochs marked
-Method: the least (1.4 x fake loss + real loss) / 2 on the validation fold, from epochs after 16, where the loss has
-       settled. The best epoch of each run is taken first, then the next best of all until `--count` are chosen.
+Writes weights/final_{run}_{epoch}; logs/selection.png, the validation curves with the
+       selected epochs marked
+Method: the lowest (1.4 x fake loss + real loss) / 2 on the validation fold, among
+       epochs after 16, when the loss has settled. The best epoch of each run comes
+       first, then the next best of all runs until `--count` are selected.
 """
 
 import csv
@@ -17,9 +19,9 @@ from pathlib import Path
 from runtime.cli import UserError, make_parser, positive_int, run_main
 from runtime.files import atomic_file, save_figure
 
-FAKE_WEIGHT = 1.4  # the winner's setting: a missed fake weighs more
+FAKE_WEIGHT = 1.4  # the winner's setting: a missed fake costs more
 AFTER_EPOCH = 16
-PUBLISHED = 7  # networks in the winner's ensemble
+ENSEMBLE_SIZE = 7  # networks in the winner's ensemble
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def weighted_loss(
 
 
 def read_epochs(logdir: Path) -> list[Epoch]:
-    """All epochs of all runs below `logdir`.
+    """All epochs of all runs in `logdir`.
 
     Raises:
         UserError: there is no metrics.csv, or one cannot be read.
@@ -51,7 +53,8 @@ def read_epochs(logdir: Path) -> list[Epoch]:
     paths = sorted(logdir.glob("*/metrics.csv"))
     if not paths:
         raise UserError(
-            f"{logdir}: holds no RUN/metrics.csv; train first, or give the --logdir that training was given"
+            f"{logdir}: holds no RUN/metrics.csv; train first, or give the --logdir of "
+            "the training"
         )
     epochs = []
     for path in paths:
@@ -70,37 +73,38 @@ def read_epochs(logdir: Path) -> list[Epoch]:
 
 
 def select_epochs(epochs: list[Epoch], count: int, after_epoch: int) -> list[Epoch]:
-    """The best epoch of each run, then the next best of all, `count` together at most, best first."""
+    """The best epoch of each run, then the next best of all runs, at most `count`.
+
+    They are returned in order of their loss, the best first.
+    """
     ranked = sorted(
         (e for e in epochs if e.number > after_epoch and math.isfinite(e.loss)),
         key=lambda e: e.loss,
     )
-    first = [
+    best_of_runs = [
         epoch
-        for place, epoch in enumerate(ranked)
-        if epoch.run not in {e.run for e in ranked[:place]}
+        for rank, epoch in enumerate(ranked)
+        if epoch.run not in {e.run for e in ranked[:rank]}
     ]
-    others = [epoch for epoch in ranked if epoch not in first]
-    return sorted((first + others)[:count], key=lambda epoch: epoch.loss)
+    others = [epoch for epoch in ranked if epoch not in best_of_runs]
+    return sorted((best_of_runs + others)[:count], key=lambda epoch: epoch.loss)
 
 
-def draw_curves(epochs: list[Epoch], chosen: list[Epoch], path: Path) -> None:
-    """Weighted loss by epoch, a line for each run, the chosen epochs marked."""
+def draw_selection(epochs: list[Epoch], selected: list[Epoch], path: Path) -> None:
+    """Plot the weighted loss of each run by epoch, with the selected epochs marked."""
     with save_figure(path, 9, 5) as figure:
         axes = figure.subplots()
         for run in sorted({epoch.run for epoch in epochs}):
-            curve = sorted(
-                (epoch.number, epoch.loss) for epoch in epochs if epoch.run == run
-            )
+            curve = sorted((e.number, e.loss) for e in epochs if e.run == run)
             axes.plot(*zip(*curve), label=run)
         axes.scatter(
-            [e.number for e in chosen],
-            [e.loss for e in chosen],
+            [epoch.number for epoch in selected],
+            [epoch.loss for epoch in selected],
             color="red",
             zorder=3,
-            label="chosen",
+            label="selected",
         )
-        for epoch in chosen:
+        for epoch in selected:
             axes.annotate(
                 f"{epoch.number}",
                 (epoch.number, epoch.loss),
@@ -118,44 +122,49 @@ def draw_curves(epochs: list[Epoch], chosen: list[Epoch], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--logdir", type=Path, default=Path("logs"), help="that training wrote to"
+        "--logdir", type=Path, default=Path("logs"), help="the --logdir of the training"
     )
     parser.add_argument(
         "--weights-dir",
         type=Path,
         default=Path("weights"),
-        help="that training wrote to",
+        help="the --output-dir of the training",
     )
     parser.add_argument(
-        "--count", type=positive_int, default=PUBLISHED, help="networks to choose"
+        "--count",
+        type=positive_int,
+        default=ENSEMBLE_SIZE,
+        help="networks to select",
     )
     parser.add_argument(
-        "--after-epoch", type=int, default=AFTER_EPOCH, help="look at later epochs only"
+        "--after-epoch",
+        type=int,
+        default=AFTER_EPOCH,
+        help="consider only later epochs",
     )
     options = parser.parse_args(argv)
     epochs = read_epochs(options.logdir)
-    chosen = select_epochs(epochs, options.count, options.after_epoch)
-    if not chosen:
+    selected = select_epochs(epochs, options.count, options.after_epoch)
+    if not selected:
         raise UserError(
-            f"{options.logdir}: no run has an epoch after {options.after_epoch}; see --after-epoch"
+            f"{options.logdir}: no run has an epoch after {options.after_epoch}; see "
+            "--after-epoch"
         )
-    for epoch in chosen:
+    for epoch in selected:
         source = options.weights_dir / epoch.checkpoint
         if not source.is_file():
             raise UserError(
-                f"{source}: the chosen checkpoint is not there; give the --weights-dir of the training"
+                f"{source}: the chosen checkpoint is not there; give the --output-dir "
+                "of the training as --weights-dir"
             )
-        with atomic_file(
-            options.weights_dir / f"final_{epoch.checkpoint}"
-        ) as temporary:
-            shutil.copy2(
-                source, temporary
-            )  # with its date, so that what was made from it stays newer
-        print(f"final_{epoch.checkpoint}  loss {epoch.loss:.4f}")
-    draw_curves(epochs, chosen, options.logdir / "selection.png")
-    print(
-        f"copied to {options.weights_dir}; curves in {options.logdir / 'selection.png'}"
-    )
+        name = f"final_{epoch.checkpoint}"
+        with atomic_file(options.weights_dir / name) as temporary:
+            # keeps the modification time, so that files made from it stay newer
+            shutil.copy2(source, temporary)
+        print(f"{name}  loss {epoch.loss:.4f}")
+    plot = options.logdir / "selection.png"
+    draw_selection(epochs, selected, plot)
+    print(f"copied to {options.weights_dir}; curves in {plot}")
     return 0
 
 

@@ -1,0 +1,229 @@
+"""One training step: forward, loss, backward, clipping, optimizer step.
+
+Method: the winner's. What he used from apex is part of PyTorch now: mixed precision
+(torch.amp), distributed data parallel and synchronised batch norm. apex's FusedSGD is
+used if the configuration asks for it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from runtime.cli import UserError
+from training.config import Config
+from training.distributed import World
+from training.losses import balanced_loss
+from training.model import DeepFakeClassifier, Normalize
+from training.schedule import poly_learning_rate
+
+# Consecutive steps without finite gradients. The scaler halves its scale at each, from
+# 65,536 to below 1.
+MAX_SKIPPED_STEPS = 20
+
+
+class NonFiniteError(UserError):
+    """The loss, or the gradients of too many steps in a row, are not finite."""
+
+
+@dataclass
+class Trainer:
+    """The network, the optimizer and all else that a training step needs.
+
+    Attributes:
+        model: `network`, wrapped by DistributedDataParallel if there are several
+            processes.
+        accumulate: batches of this process in a step.
+        skipped: steps that the scaler skipped because gradients were not finite. A skip
+            is counted at the next step.
+    """
+
+    config: Config
+    world: World
+    model: torch.nn.Module
+    network: DeepFakeClassifier
+    normalize: Normalize
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    seed: int
+    accumulate: int
+    skipped: int = 0
+    _skipped_in_a_row: int = 0
+    _previous_scale: float = 0.0
+
+    @classmethod
+    def build(
+        cls,
+        config: Config,
+        world: World,
+        pretrained: str,
+        seed: int = 0,
+        accumulate: int = 1,
+    ) -> "Trainer":
+        """Make the network, the optimizer and the scaler.
+
+        Args:
+            pretrained: as for `DeepFakeClassifier`; overrides the configuration's.
+            seed: of dropout and stochastic depth. The network's initial weights depend
+                on PyTorch's global generator.
+        """
+        network = DeepFakeClassifier(
+            config.encoder, pretrained, config.dropout, config.drop_path_rate
+        )
+        _adjust_batchnorm_momentum(network, accumulate)
+        model = world.wrap(network, config.sync_batchnorm)
+        use_scaler = config.precision == "float16" and world.device.type == "cuda"
+        scaler = torch.amp.GradScaler(enabled=use_scaler)
+        normalize = Normalize(config.input.mean, config.input.std).to(world.device)
+        return cls(
+            config=config,
+            world=world,
+            model=model,
+            network=network,
+            normalize=normalize,
+            optimizer=_make_optimizer(config, network),
+            scaler=scaler,
+            seed=seed,
+            accumulate=accumulate,
+        )
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N,) float32 of images (N, S, S, 3) uint8 RGB.
+
+        On a GPU the network runs in the configured precision.
+        """
+        images = self.normalize(images.to(self.world.device, non_blocking=True))
+        device_type = self.world.device.type
+        dtype = getattr(torch, self.config.precision)
+        use_autocast = device_type == "cuda" and dtype != torch.float32
+        # The wrapped model synchronises the processes, but their numbers of validation
+        # batches may differ.
+        model = self.model if self.model.training else self.network
+        with torch.autocast(device_type, dtype, enabled=use_autocast):
+            return model(images).float()
+
+    def step(
+        self, batches: Sequence[dict], iteration: int
+    ) -> tuple[float, float, float]:
+        """Make one optimizer step with the mean gradient of the batches.
+
+        Returns:
+            loss, fake loss, real loss: each the mean over the batches.
+
+        Raises:
+            NonFiniteError: the loss is not finite, or the scaler has skipped more than
+                `MAX_SKIPPED_STEPS` steps in a row. A loss that is not finite comes from
+                activations that are in batch norm's running statistics by then, so that
+                skipping the step would not help.
+        """
+        self._set_learning_rate(iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        values = []
+        for number, batch in enumerate(batches):
+            self._seed_dropout(iteration, number)
+            with self._gradient_sync(number == len(batches) - 1):
+                losses = balanced_loss(
+                    self.logits(batch["image"]), batch["label"].to(self.world.device)
+                )
+                # one synchronisation with the GPU instead of three
+                values.append(torch.stack(losses).tolist())
+                if number == 0:
+                    self._count_skips()
+                self._check_finite(values[-1][0], iteration)
+                self.scaler.scale(losses[0] / len(batches)).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(
+            self.network.parameters(), self.config.clip_gradient_norm
+        )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        loss, fake_loss, real_loss = (
+            sum(column) / len(column) for column in zip(*values)
+        )
+        return loss, fake_loss, real_loss
+
+    def _set_learning_rate(self, iteration: int) -> None:
+        config = self.config
+        learning_rate = poly_learning_rate(
+            iteration, config.learning_rate, config.poly_power, config.max_iterations
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def _seed_dropout(self, iteration: int, number: int) -> None:
+        """Seed dropout and stochastic depth for the process's batch `number` of a step.
+
+        The seed depends on the training seed, the iteration and the batch's position in
+        the step, not on the number of processes.
+        """
+        position = self.world.rank + number * self.world.size
+        sequence = np.random.SeedSequence([self.seed, iteration, position])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def _gradient_sync(self, enabled: bool) -> AbstractContextManager:
+        """Whether `backward` averages the gradients over the processes."""
+        if enabled or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _count_skips(self) -> None:
+        """Count a skipped step, after which the scaler has a lower scale.
+
+        Called one step later: reading the scale waits for the GPU, which has finished
+        that step by then.
+        """
+        scale = self.scaler.get_scale()
+        if scale < self._previous_scale:
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+        else:
+            self._skipped_in_a_row = 0
+        self._previous_scale = scale
+
+    def _check_finite(self, loss: float, iteration: int) -> None:
+        if not math.isfinite(loss):
+            problem = f"the loss is {loss}"
+        elif self._skipped_in_a_row > MAX_SKIPPED_STEPS:
+            problem = "the gradients are not finite"
+        else:
+            return
+        raise NonFiniteError(
+            f"{problem} at iteration {iteration}; lower learning_rate, or set "
+            "precision to bfloat16"
+        )
+
+
+def _adjust_batchnorm_momentum(network: torch.nn.Module, accumulate: int) -> None:
+    """Make the running statistics span as many steps as with one batch per step."""
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d) and layer.momentum is not None:
+            layer.momentum = 1 - (1 - layer.momentum) ** (1 / accumulate)
+
+
+def _make_optimizer(config: Config, network: torch.nn.Module) -> torch.optim.Optimizer:
+    make: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    if config.optimizer == "apex_fused_sgd":
+        make = _import_fused_sgd()
+    return make(
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _import_fused_sgd() -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from apex.optimizers import FusedSGD
+    except ImportError as error:
+        raise UserError(
+            "optimizer is apex_fused_sgd, but NVIDIA's apex is not installed: build it "
+            "from source (github.com/NVIDIA/apex; the package of that name in the "
+            "registry is another project), or use sgd"
+        ) from error
+    return FusedSGD
