@@ -7,7 +7,7 @@
 # PYTHON=python3.12 make demo   with another Python, 3.10 to 3.13
 PYTHON ?= python3
 # one test process a core; PyTorch's threads would only wait for each other
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-faults lint install
 demo: .venv/installed

@@ -159,14 +159,14 @@ def shuffle_labels(path, inverse):
 
 LEARNING = [
     "epochs=1",
-    "batches_per_epoch=60",
+    "batches_per_epoch=50",
     "max_iterations=100",
     "input.size=80",
     "augmented=0",
     "landmark_cutout=0",
     "hull_cutout=0",
     "half_cutout=0",
-    "input.frames_per_video=8",
+    "input.frames_per_video=4",
 ]
 
 

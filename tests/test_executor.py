@@ -70,6 +70,7 @@ def test_results_equal_a_plain_loop(workers):
     assert results == expected
 
 
+@pytest.mark.slow
 def test_what_kills_hangs_or_starves_a_worker_is_one_items_error(tmp_path):
     """The error of an item does not affect the others.
 

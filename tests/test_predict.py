@@ -181,6 +181,7 @@ def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(predicted, videos, checkpoints, tmp_path):
     assert run(videos, tmp_path / "s.csv", checkpoints, "--workers", "2") == 0
     for name in ("submission.csv", "submission.report.csv"):
@@ -312,6 +313,7 @@ def short_of_memory(limit, real):
     return scores
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_short_of_memory_gets_smaller_batches(
     videos, checkpoints, monkeypatch, capsys
 ):
@@ -370,6 +372,7 @@ def test_a_detector_that_is_short_of_memory_sees_fewer_images_at_a_time(
         detector(images, batched_nms=True)
 
 
+@pytest.mark.slow
 def test_a_network_that_answers_with_no_number_is_an_error(
     videos, checkpoints, tmp_path
 ):

@@ -225,6 +225,7 @@ def test_help_names_the_options(number, capsys):
     assert end.value.code == 0 and "--root-dir" in text and "default: 0.02" in text
 
 
+@pytest.mark.slow
 def test_the_five_steps_in_one_program_equal_them_one_by_one(
     preprocessed, dfdc, tmp_path
 ):

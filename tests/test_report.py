@@ -337,6 +337,7 @@ def test_pages_are_accessible_on_every_screen(page, predicted, width, scheme):
     assert (background == "rgb(20, 23, 27)") == (scheme == "dark")
 
 
+@pytest.mark.slow
 def test_four_thousand_videos_open_at_once(page, tmp_path):
     entries = [entry(f"{number:05}.mp4", seed=number) for number in range(4000)]
     report.Report(tmp_path, "winner").write_index(entries)

@@ -151,6 +151,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert "all 3 epochs are done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_loader_processes_change_nothing(trained, train_data, tmp_path):
     assert run(train_data, tmp_path, options=("--workers", "1")) == 0
     one, two = (
@@ -270,6 +271,7 @@ def test_broken_crops_are_counted_and_too_many_stop_the_run(train_data, tmp_path
     assert int(metrics(tmp_path / "c")[0]["broken_crops"]) > 0
 
 
+@pytest.mark.slow
 def test_an_unreadable_validation_crop_is_one_line_also_from_a_loader_process(
     train_data, tmp_path
 ):
@@ -361,6 +363,7 @@ def test_gradients_are_averaged_and_results_gathered(tmp_path):
         assert result["gathered"] == [0, 0, 1, 10]
 
 
+@pytest.mark.slow
 def test_shared_batch_norm_keeps_every_layer_and_its_activation():
     """timm's conversion keeps the activation that its batch norm layers contain."""
     name = "tf_efficientnet_b0.ns_jft_in1k"
