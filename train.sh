@@ -33,7 +33,8 @@ for seed in ${SEEDS:-111 555 777 888 999}; do
         launch=(torchrun --nnodes="$nodes" --nproc_per_node="$gpus" --rdzv_backend=c10d --rdzv_id="seed_$seed"
             --rdzv_endpoint="$MASTER_ADDR:$((port++))" --rdzv_conf="is_host=$((rank == 0))")
     elif ((gpus > 1)); then
-        launch=(torchrun --standalone --nproc_per_node="$gpus")
+        # the machine's own name may not resolve
+        launch=(torchrun --standalone --local_addr=localhost --nproc_per_node="$gpus")
     fi
     "${launch[@]}" -m training.train \
         --config "${CONFIG:-configs/b7.yaml}" --data-dir "$data" --seed "$seed" --fold 0 "${folders[@]}" "$@"

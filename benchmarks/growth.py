@@ -47,6 +47,7 @@ def main(argv=None):
         "--videos",
         type=positive_int,
         nargs="+",
+        action="extend",
         default=[1, 2, 4, 8],
         help="numbers of videos",
     )
@@ -54,6 +55,7 @@ def main(argv=None):
         "--workers",
         type=non_negative_int,
         nargs="+",
+        action="extend",
         default=[0, 2],
         help="numbers of worker processes; 0: in one process",
     )

@@ -195,7 +195,7 @@ def main():
     parser.add_argument("work", choices=[*STEPS, "predict"])
     parser.add_argument("--root-dir", type=Path)
     parser.add_argument("--test-dir", type=Path)
-    parser.add_argument("--models", nargs="+")
+    parser.add_argument("--models", nargs="+", action="extend")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()

@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks import plain
 from benchmarks.measure import make_video, ratio_rows, run_module, time_once
 from preprocessing.dfdc import read_dataset
-from preprocessing.video import decode, open_video
+from preprocessing.video import choose_stream, decode, open_video
 from runtime.cli import make_parser, positive_int
 from runtime.results import print_results
 
@@ -61,7 +61,7 @@ def decode_all(root, workers):
 
 def _decode(path):
     with open_video(path) as container:
-        return sum(1 for _ in decode(container, container.streams.video[0]))
+        return sum(1 for _ in decode(container, choose_stream(path, container)[0]))
 
 
 def main(argv=None):

@@ -76,6 +76,7 @@ def main(argv=None):
         "--videos",
         type=positive_int,
         nargs="+",
+        action="extend",
         default=[10, 400, 4000],
         help="numbers of videos",
     )

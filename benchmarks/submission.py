@@ -91,6 +91,7 @@ def main(argv=None):
     parser.add_argument(
         "--encoders",
         nargs="+",
+        action="extend",
         default=["tf_efficientnet_b0", "tf_efficientnet_b1"],
         help="encoders of the untrained networks",
     )
@@ -100,6 +101,7 @@ def main(argv=None):
     parser.add_argument(
         "--models",
         nargs="+",
+        action="extend",
         type=Path,
         help="checkpoints in place of untrained networks",
     )
@@ -153,7 +155,7 @@ def extract_all_faces(videos, ensemble, workers):
     )
     outcomes = map_items(
         extract,
-        find_videos(videos),
+        find_videos(videos)[0],
         ExecutorOptions(workers),
         "faces for the limit",
         "video",

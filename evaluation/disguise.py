@@ -28,7 +28,8 @@ import numpy as np
 from evaluation.perturbations import NONE, PERTURBATIONS, draw_strength
 from evaluation.score import read_label_rows, read_labels
 from inference.predict import find_videos
-from preprocessing.video import decode, frame_to_rgb, open_video
+from preprocessing.frame import frame_to_rgb
+from preprocessing.video import choose_stream, decode, open_video
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
 from runtime.executor import add_executor_options, executor_options, map_items
 from runtime.files import atomic_file, write_csv
@@ -56,7 +57,7 @@ def disguise_video(job: Job, seed: int) -> None:
     strength = draw_strength(disguise, source.name, seed)
     apply = PERTURBATIONS[disguise].apply
     with open_video(source) as video:
-        stream = video.streams.video[0]
+        stream, _ = choose_stream(source, video)
         rate = stream.average_rate or Fraction(25)
         frames: Frames = (frame_to_rgb(frame) for frame in decode(video, stream))
         if disguise == "frame_rate":
@@ -217,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--kinds",
         nargs="+",
+        action="extend",
         choices=PERTURBATIONS,
         default=list(PERTURBATIONS),
         metavar="KIND",
@@ -235,7 +237,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     labels_file = options.labels or find_labels(options.test_dir)
     rows, labels = read_label_rows(labels_file), read_labels(labels_file)
-    videos = [path for path in find_videos(options.test_dir) if path.name in labels]
+    videos, _ = find_videos(options.test_dir)
+    videos = [path for path in videos if path.name in labels]
     if not videos:
         raise UserError(
             f"{labels_file}: names none of the videos in {options.test_dir}"

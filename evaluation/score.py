@@ -4,7 +4,8 @@
         [--group-by COLUMN …] [--json FILE] [--plot FILE]
 
 Reads  filename,label from the submission; the labels from a CSV with the same two
-       columns (0/1 or REAL/FAKE) and optionally more, or from a DFDC metadata.json
+       columns (0/1 or REAL/FAKE) and optionally more, or from a DFDC metadata.json;
+       both also as Excel saves them (see `runtime.files.read_csv_rows`)
 Prints log loss, accuracy, AUC and others with 95 % confidence intervals; then the same
        for each value of the columns to group by
 Writes --json FILE, all numbers; --plot FILE, a PNG of ROC, calibration and the
@@ -16,10 +17,11 @@ Method: log loss as on Kaggle, natural and clipped at 1e-15; weighted precision 
        the videos (Efron 1979).
 """
 
-import csv
 import json
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ from sklearn.metrics import (
 )
 
 from preprocessing.dfdc import LABELS, read_metadata
+from preprocessing.video import SUFFIXES
 from runtime.cli import (
     UserError,
     fraction,
@@ -44,7 +47,7 @@ from runtime.cli import (
     positive_float,
     run_main,
 )
-from runtime.files import atomic_file, open_csv, save_figure
+from runtime.files import atomic_file, read_csv_rows, save_figure
 
 CLIP = 1e-15
 ALPHA = 100.0  # assumed ratio of real videos to fakes in the world, as in DFDC's papers
@@ -305,7 +308,7 @@ def read_submission(path: Path) -> dict[str, float]:
     for name, row in _read_rows(path).items():
         text = row["label"]
         try:
-            probability = float(text)
+            probability = _parse_number(text)
         except ValueError as error:
             raise UserError(
                 f"{path}: {name}: the label {text!r} is not a number"
@@ -324,22 +327,21 @@ def read_labels(path: Path) -> dict[str, int]:
     Raises:
         UserError: a label is none of 0, 1, REAL and FAKE.
     """
-    words = {label: int(is_fake) for label, is_fake in LABELS.items()}
-    known = {"0": 0, "1": 1, **words}
     labels = {}
     for name, row in read_label_rows(path).items():
         label = row.get("label")
-        if str(label) not in known:
+        try:
+            labels[name] = _parse_label(str(label).strip())
+        except ValueError as error:
             raise UserError(
                 f"{path}: {name}: the label {label!r} must be 0, 1, REAL or FAKE"
-            )
-        labels[name] = known[str(label)]
+            ) from error
     return labels
 
 
 def read_label_rows(path: Path) -> dict[str, dict]:
     """All columns of the labels file by file name."""
-    return read_metadata(path) if path.suffix == ".json" else _read_rows(path)
+    return read_metadata(path) if path.suffix.lower() == ".json" else _read_rows(path)
 
 
 def read_column(path: Path, column: str) -> dict[str, str]:
@@ -355,6 +357,58 @@ def read_column(path: Path, column: str) -> dict[str, str]:
             f"{path}: has no column {column!r} to group by; it has {columns}"
         )
     return {name: str(row.get(column) or "") for name, row in rows.items()}
+
+
+def match_names(
+    probabilities: dict[str, float], labels: dict[str, int]
+) -> dict[str, float]:
+    """Give the probabilities the file names of the labels, and say so on stderr.
+
+    `aaaa` and `aaaa.mp4` are one video where no other name of either file has this
+    stem. Other names are kept.
+    """
+    own, others = _by_stem(probabilities), _by_stem(labels)
+    renamed = {}
+    for stem, names in own.items():
+        found = others.get(stem, [])
+        if len(names) == len(found) == 1 and names != found:
+            bare = {names[0].strip(), found[0].strip()}
+            if stem in bare or len(bare) == 1:
+                renamed[names[0]] = found[0]
+    if renamed:
+        name, label = next(iter(renamed.items()))
+        print(
+            f"{len(renamed)} file names differ in their endings and were matched "
+            f"without, the first is {name} in the submission, {label} in the labels",
+            file=sys.stderr,
+        )
+    return {renamed.get(name, name): value for name, value in probabilities.items()}
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """The file names by what they are without a video's ending."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        stem, ending = os.path.splitext(name.strip())
+        is_video = ending.lower() in SUFFIXES
+        groups.setdefault(stem if is_video else name.strip(), []).append(name)
+    return groups
+
+
+def _parse_number(text: str) -> float:
+    """A number with a decimal point or a decimal comma."""
+    has_comma = text.count(",") == 1 and "." not in text
+    return float(text.replace(",", ".") if has_comma else text)
+
+
+def _parse_label(text: str) -> int:
+    """0 or 1 of a number or a word of `LABELS` in any case; else a ValueError."""
+    if text.upper() in LABELS:
+        return int(LABELS[text.upper()])
+    number = _parse_number(text)
+    if number not in (0, 1):
+        raise ValueError(f"{text} is no class")
+    return int(number)
 
 
 def _nan_if_one_class(metric: Metric, y_true: np.ndarray, y_score: np.ndarray) -> float:
@@ -409,20 +463,16 @@ def _json_number(value: float) -> float | str:
 
 def _read_rows(path: Path) -> dict[str, dict[str, str]]:
     """The rows of a CSV by their filename, which must be unique."""
-    try:
-        with open_csv(path) as file:
-            reader = csv.DictReader(file)
-            if not {"filename", "label"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{path}: must have the columns filename,label")
-            rows = list(reader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    rows = read_csv_rows(path, ("filename", "label"))
     if not rows:
         raise UserError(f"{path}: lists no video")
-    by_name = {row["filename"]: row for row in rows}
-    if len(by_name) < len(rows):
-        raise UserError(f"{path}: names a video twice")
-    return by_name
+    for stem, names in _by_stem(row["filename"] for row in rows).items():
+        if len({*names}) < len(names) or (stem in names and len(names) > 1):
+            raise UserError(
+                f"{path}: names a video twice, {' and '.join(sorted({*names}))}; "
+                "keep one row of each"
+            )
+    return {row["filename"]: row for row in rows}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -437,6 +487,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--group-by",
         nargs="+",
+        action="extend",
         default=[],
         metavar="COLUMN",
         help="columns of the labels: a line for each value; "
@@ -467,6 +518,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     probabilities = read_submission(options.submission)
     labels = read_labels(options.labels)
+    probabilities = match_names(probabilities, labels)
     settings = {
         "clip": options.clip,
         "alpha": options.alpha,
@@ -480,7 +532,7 @@ def main(argv: list[str] | None = None) -> int:
         "from 0 and 1"
     )
     results: dict = {"settings": settings, "all": scores.as_json(), "groups": {}}
-    for column in options.group_by:
+    for column in dict.fromkeys(options.group_by):
         values = read_column(options.labels, column)
         groups = score_groups(probabilities, labels, values, **settings)
         for value, group in groups.items():

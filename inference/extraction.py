@@ -88,12 +88,12 @@ def extract_faces(
                 if crop.size:
                     crops.append([plain_transform(crop, size) for size in sizes])
                     faces.frames.append(number)
-                    faces.times.append(number / info.fps if info.fps else 0.0)
+                    faces.times.append(info.time(number))
                     faces.boxes.append(full_resolution_box(box))
 
     batch: dict[int, np.ndarray] = {}
     try:
-        for number, frame in read_frames(path, numbers):
+        for number, frame in read_frames(path, numbers, info):
             if details and not read:
                 faces.preview = _preview(frame)
                 faces.provenance = describe_provenance(path)
@@ -111,7 +111,7 @@ def extract_faces(
     faces.inputs = {size: np.stack(images) for size, images in zip(sizes, zip(*crops))}
     if not read:
         raise VideoError(f"{path}: none of {len(numbers)} frames could be decoded")
-    reasons = []
+    reasons = [*info.notes]
     if read < len(numbers):
         reasons.append(f"only {read} of {len(numbers)} frames could be decoded")
     if not crops:

@@ -14,6 +14,7 @@ Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolut
 
 import argparse
 import csv
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from inference.ensemble import Ensemble, Prediction, predict_batch, predict_vide
 from inference.extraction import VideoFaces, extract_faces
 from inference.report import Report, thumbnail
 from inference.submission import Journal, report_path, write_faces, write_submission
-from preprocessing.video import SUFFIXES
+from preprocessing.video import SUFFIXES, describe_unused, sort_files
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
 from runtime.device import add_device_option
 from runtime.executor import (
@@ -39,20 +40,24 @@ from runtime.workers import GIB
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
 
 
-def find_videos(test_dir: Path) -> list[Path]:
+def find_videos(test_dir: Path) -> tuple[list[Path], dict[str, list[Path]]]:
     """The videos of a folder, sorted by name, or the one file given.
+
+    Returns:
+        the videos, and by reason the files and folders that are not used.
 
     Raises:
         UserError: there is nothing there to predict.
     """
     if test_dir.is_file():
-        return [test_dir]
+        return [test_dir], {}
     if not test_dir.is_dir():
         raise UserError(f"{test_dir}: no such folder or video")
-    videos = [path for path in test_dir.iterdir() if path.suffix.lower() in SUFFIXES]
+    videos, unused = sort_files(test_dir.iterdir())
     if not videos:
-        raise UserError(f"{test_dir}: holds no video ({', '.join(SUFFIXES)})")
-    return sorted(videos)
+        others = "".join(f"; {describe_unused(*each)}" for each in unused.items())
+        raise UserError(f"{test_dir}: holds no video ({', '.join(SUFFIXES)}){others}")
+    return videos, unused
 
 
 def find_weights(weights_dir: Path, models: list[str]) -> list[Path]:
@@ -88,6 +93,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         nargs="+",
+        action="extend",
         help="checkpoints in it; the winner's seven if not given",
     )
 
@@ -98,7 +104,9 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     Returns:
         the journal's entries by file name.
     """
-    videos = find_videos(options.test_dir)
+    videos, unused = find_videos(options.test_dir)
+    for reason, paths in unused.items():
+        print(f"{options.test_dir}: {describe_unused(reason, paths)}", file=sys.stderr)
     weights = find_weights(options.weights_dir, options.models or published_models())
     executor = executor_options(options)
     ensemble = Ensemble(weights, "cpu" if executor.is_cluster else options.device)
@@ -141,11 +149,12 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
             found.clear()
     keep(predict_batch(ensemble, found, options.grad_cam))
     entries = {path.name: journal.entries[path.name] for path in videos}
-    write_submission(options.output, entries, options.rule)
+    write_submission(options.output, entries, options.rule, unused)
     if options.faces_csv:
         write_faces(options.faces_csv, entries)
     if report:
-        report.write_index(entries.values())
+        notes = [describe_unused(*each) for each in unused.items()]
+        report.write_index(entries.values(), notes)
     journal.finish()
     return entries
 

@@ -19,7 +19,7 @@ from typing import BinaryIO, TypedDict
 
 from av.container import InputContainer
 
-from preprocessing.video import open_video
+from preprocessing.video import choose_stream, open_video
 
 CONTAINER_BOXES = (b"moov", b"trak", b"edts")  # boxes that contain other boxes
 C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
@@ -71,7 +71,7 @@ def container_metadata(path: Path) -> ContainerMetadata:
 
 
 def _read_metadata(path: Path, container: InputContainer) -> ContainerMetadata:
-    stream = container.streams.video[0]
+    stream, _ = choose_stream(path, container)
     audio = container.streams.audio
     seconds = (container.duration or 0) / 1e6
     size = path.stat().st_size
@@ -96,7 +96,7 @@ def describe_provenance(path: Path) -> dict[str, str]:
     """
     with open_video(path) as container:
         facts = _read_metadata(path, container)
-        stream = container.streams.video[0]
+        stream, _ = choose_stream(path, container)
         stream_tags = {f"video: {key}": tag for key, tag in stream.metadata.items()}
         tags = {**container.metadata, **stream_tags}
         pixel_format = stream.codec_context.pix_fmt

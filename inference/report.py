@@ -18,7 +18,7 @@ Method: Grad-CAM (Selvaraju et al. 2017). A network that ends in an average pool
 import base64
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -90,8 +90,8 @@ class Report:
             sections="\n".join(sections),
         )
 
-    def write_index(self, entries: Iterable[dict]) -> None:
-        """Write the table of all videos."""
+    def write_index(self, entries: Iterable[dict], notes: Sequence[str] = ()) -> None:
+        """Write the table of all videos. `notes` stand below its summary."""
         rows = []
         labels = []  # of the videos with faces
         for entry in entries:
@@ -115,7 +115,8 @@ class Report:
             "index.html",
             count=len(rows),
             summary=f"{len(rows)} videos, {fakes} labelled fake (above 0.5), "
-            f"{unanswered} without an answer.",
+            f"{unanswered} without an answer."
+            + "".join(f"<br>{escape(_printable(note))}." for note in notes),
             histogram=_histogram(np.array(labels)),
             data=json.dumps(rows).replace("<", "\\u003c"),
         )

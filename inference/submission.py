@@ -5,12 +5,12 @@ every face's score. An interrupted run continues from it. The tables are views o
 and when they are complete it is deleted.
 
 Writes submission.csv          filename,label: probability of FAKE, sorted by name
-       submission.report.csv   filename,faces,reason: only videos with a reason
+       submission.report.csv   filename,faces,reason: videos with a reason, unused files
        --faces-csv FILE        video,frame,time,x1,y1,x2,y2,model,probability
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,17 +78,29 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.report.csv")
 
 
-def write_submission(output: Path, entries: dict[str, dict], rule: str) -> None:
-    """Write the submission, by one of `inference.aggregate.RULES`, and its report."""
+def write_submission(
+    output: Path,
+    entries: dict[str, dict],
+    rule: str,
+    unused: Mapping[str, Sequence[Path]] | None = None,
+) -> None:
+    """Write the submission and its report.
+
+    Args:
+        rule: one of `inference.aggregate.RULES`.
+        unused: by reason the files that were not predicted, for the report.
+    """
     ordered = [entries[name] for name in sorted(entries)]
     labels = ([entry["filename"], video_label(entry, rule)] for entry in ordered)
     write_csv(output, ["filename", "label"], labels)
-    reasons = (
+    rows = [
         [entry["filename"], len(entry["frames"]), entry["reason"]]
         for entry in ordered
         if entry["reason"]
-    )
-    write_csv(report_path(output), ["filename", "faces", "reason"], reasons)
+    ]
+    for reason, paths in (unused or {}).items():
+        rows += [[path.name, 0, f"not predicted: {reason}"] for path in paths]
+    write_csv(report_path(output), ["filename", "faces", "reason"], rows)
 
 
 def video_label(entry: dict, rule: str) -> float:

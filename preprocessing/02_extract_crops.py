@@ -18,6 +18,7 @@ from preprocessing.crops import crop_face, write_image
 from preprocessing.dataset import Video
 from preprocessing.dfdc import read_dataset
 from preprocessing.layout import boxes_path, crops_dir
+from preprocessing.pairs import match_original, scale_frame
 from preprocessing.step import run_step, step_parser
 from preprocessing.video import probe, read_frames
 from runtime.cli import UserError, run_main
@@ -31,8 +32,8 @@ def extract_crops(video: Video, root: Path) -> None:
     """Write one video's crops, and the skip reasons of those that are missing.
 
     Raises:
-        UserError: there are no boxes for its original, or none of the frames with a
-            face can be decoded.
+        UserError: there are no boxes for its original, they do not fit, or none of the
+            frames with a face can be decoded.
         VideoError: the video cannot be read.
     """
     detections = {
@@ -43,16 +44,21 @@ def extract_crops(video: Video, root: Path) -> None:
     boxes = {
         number: frame_boxes for number, frame_boxes in detections.items() if frame_boxes
     }
-    skipped = [] if boxes else [f"no face found in {len(detections)} frames"]
-    expected = len(range(0, probe(video.path).frames, FRAME_STEP))
+    info = probe(video.path)
+    size, skipped = match_original(video, info, boxes) if boxes else (None, [])
+    skipped += info.notes
+    if not boxes:
+        skipped.append(f"no face found in {len(detections)} frames")
+    expected = len(range(0, info.frames, FRAME_STEP))
     if not video.is_fake and len(detections) < expected:
         skipped.append(
             f"only {len(detections)} of {expected} frames could be decoded in step 1"
         )
     decoded = 0
     with atomic_folder(crops_dir(root, video.name), skipped) as folder:
-        for number, frame in read_frames(video.path, sorted(boxes)):
+        for number, frame in read_frames(video.path, sorted(boxes), info):
             decoded += 1
+            frame = scale_frame(frame, size)
             for actor, box in enumerate(boxes[number]):
                 crop = crop_face(frame, box)
                 if crop.size:

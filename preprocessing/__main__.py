@@ -13,7 +13,8 @@ import sys
 from importlib import import_module
 
 from preprocessing.crop_table import FORMATS
-from preprocessing.step import step_parser
+from preprocessing.dfdc import read_dataset
+from preprocessing.step import exit_status, step_parser
 from runtime.cli import run_main
 from runtime.device import add_device_option
 from runtime.executor import executor_arguments, executor_options, persistent_workers
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         options.root_dir,
         "--max-failures",
         options.max_failures,
+        "--ignore-skipped",
         *executor_arguments(options),
     ]
     with persistent_workers(executor_options(options)):
@@ -58,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
                     file=sys.stderr,
                 )
                 return status
-    return 0
+    dataset = read_dataset(options.root_dir)
+    total = len(dataset.videos)
+    return exit_status("preprocessing", 0, total, dataset.skipped, options.max_failures)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import av
 from preprocessing.dataset import Video
 from preprocessing.dfdc import read_dataset
 from preprocessing.step import run_step, step_parser
-from preprocessing.video import VideoError, decode, open_video
+from preprocessing.video import VideoError, choose_stream, decode, open_video
 from runtime.cli import UserError, run_main
 from runtime.files import atomic_file
 
@@ -42,9 +42,10 @@ def compress_video(video: Video, output: Path, seed: int) -> None:
             open_video(video.path) as source,
             av.open(str(temporary), "w", format="mp4") as target,
         ):
-            stream = source.streams.video[0]
-            rate = stream.average_rate
-            assert rate is not None, f"{video.path}: no frame rate"
+            stream, _ = choose_stream(video.path, source)
+            rate = stream.average_rate or stream.guessed_rate
+            if not rate:
+                raise VideoError(f"{video.path}: has no frame rate")
             encoder = target.add_stream(
                 "libx264",
                 rate=rate,
@@ -87,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         "compress",
         dataset.skipped,
     )
-    for metadata in options.root_dir.glob("dfdc_train_part_*/metadata.json"):
+    for metadata in sorted(
+        {video.path.parent / "metadata.json" for video in dataset.videos}
+    ):
         target = options.output_dir / metadata.parent.name
         if target.is_dir():
             with atomic_file(target / metadata.name) as temporary:

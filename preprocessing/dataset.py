@@ -11,14 +11,15 @@ from pathlib import Path
 class Video:
     """One video of the dataset.
 
-    `original` is the name of the video that a fake was made from, without suffix. A
-    real video is its own original.
+    `original` is the name of the video that a fake was made from, without suffix, and
+    `original_path` its file. A real video is its own original.
     """
 
     path: Path
     part: int
     is_fake: bool
     original: str
+    original_path: Path | None = None
 
     @property
     def name(self) -> str:
@@ -31,6 +32,11 @@ class Skipped:
 
     file: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Unused(Skipped):
+    """Files that are no part of the data set; they do not count as failures."""
 
 
 @dataclass(frozen=True)

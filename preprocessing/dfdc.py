@@ -8,9 +8,11 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from preprocessing.dataset import Dataset, Skipped, Video
+from preprocessing.dataset import Dataset, Skipped, Unused, Video
+from preprocessing.video import describe_unused, sort_files
 from runtime.cli import UserError
 
 PART_FOLDER = re.compile(r"dfdc_train_part_(\d+)$")
@@ -31,11 +33,7 @@ def read_dataset(root: Path) -> Dataset:
             f"{root}: no such folder; "
             "give the folder that holds dfdc_train_part_0, dfdc_train_part_1, …"
         )
-    parts = sorted(
-        (int(match[1]), folder)
-        for folder in root.iterdir()
-        if (match := PART_FOLDER.search(folder.name))
-    )
+    parts = _find_parts(root)
     if not parts:
         raise UserError(
             f"{root}: holds no folder named dfdc_train_part_N; "
@@ -54,6 +52,10 @@ def read_dataset(root: Path) -> Dataset:
             else:
                 videos[item.name] = item
     skipped += _remove_fakes_without_original(videos, root)
+    for name, video in videos.items():
+        if video.is_fake:
+            path = videos[video.original].path
+            videos[name] = replace(video, original_path=path)
     if not videos:
         reasons = "".join(f"\n  {item.file}: {item.reason}" for item in skipped[:5])
         raise UserError(
@@ -63,6 +65,20 @@ def read_dataset(root: Path) -> Dataset:
     return Dataset(root, usable, skipped)
 
 
+def _find_parts(root: Path) -> list[tuple[int, Path]]:
+    """Part numbers and folders, also where each archive was unpacked into its own."""
+    parts = []
+    for folder in root.iterdir():
+        if not (match := PART_FOLDER.search(folder.name)) or not folder.is_dir():
+            continue
+        inner = [each for each in folder.iterdir() if PART_FOLDER.search(each.name)]
+        if inner and not (folder / "metadata.json").exists():
+            parts += _find_parts(folder)
+        else:
+            parts.append((int(match[1]), folder))
+    return sorted(parts)
+
+
 def read_metadata(path: Path) -> dict[str, dict]:
     """Read a metadata.json without interpreting its entries.
 
@@ -70,7 +86,7 @@ def read_metadata(path: Path) -> dict[str, dict]:
         UserError: the file cannot be read or is not a JSON object of objects.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); unpack this part again"
@@ -88,7 +104,7 @@ def read_metadata(path: Path) -> dict[str, dict]:
     return entries
 
 
-def _read_part(folder: Path, part: int) -> Iterable[Video | Skipped]:
+def _read_part(folder: Path, part: int) -> Iterable[Video | Skipped | Unused]:
     metadata = folder / "metadata.json"
     try:
         entries = read_metadata(metadata)
@@ -98,6 +114,11 @@ def _read_part(folder: Path, part: int) -> Iterable[Video | Skipped]:
     present = {entry.name for entry in folder.iterdir()}
     for name, entry in entries.items():
         yield _read_entry(folder, part, name, entry, present)
+    videos, unused = sort_files(folder / name for name in present - entries.keys())
+    if videos:
+        unused = {"no entry in metadata.json": videos, **unused}
+    for reason, paths in unused.items():
+        yield Unused(str(folder), describe_unused(reason, paths))
 
 
 def _read_entry(

@@ -13,7 +13,8 @@ Method: Zhang et al., "Joint Face Detection and Alignment using Multi-task Casca
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import NamedTuple, TypeVar
 
@@ -38,6 +39,8 @@ LOGIT_TOLERANCE = 1e-3
 CHUNK_SIZES = {"cpu": 128, "cuda": 8192}
 
 Net = TypeVar("Net", bound=nn.Module)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 # boxes with scores (M, 5), image indices (M,), overlap threshold -> indices to keep
 Nms = Callable[[Tensor, Tensor, float], Tensor]
 ApplyNms = Callable[[Nms, Tensor, Tensor, float], Tensor]
@@ -58,6 +61,13 @@ class Cascade:
         weight, bias = self._score_head
         self._face_logit_head = weight[1] - weight[0], bias[1] - bias[0]
         self._chunk_size = CHUNK_SIZES[self.device.type]
+        # Each forward pass runs in one thread: a convolution's sums differ in the last
+        # digit with the number of threads that share it, and boxes must not.
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self._pool = None
+        if threads > 1:
+            set_one_thread = partial(torch.set_num_threads, 1)
+            self._pool = ThreadPoolExecutor(threads, initializer=set_one_thread)
 
     def _prepare(self, net: Net) -> Net:
         for name, layer in list(net.named_children()):
@@ -118,17 +128,26 @@ class Cascade:
         apply_nms: ApplyNms,
     ) -> tuple[Tensor, Tensor]:
         """Run PNet at all scales: square boxes (M, 4) and their image indices (M,)."""
+
+        def propose(level: tuple[list[int], float]) -> tuple[Tensor, Tensor]:
+            group, scale = level
+            images = integral_images.downscale(group, scale)
+            boxes, image_indices = self._propose_at_scale(images, scale, threshold)
+            return boxes, image_indices + group[0]
+
+        levels = [
+            (group, scale)
+            for group in integral_images.groups
+            for scale in _pyramid_scales(
+                *integral_images.shapes[group[0]], min_face_size
+            )
+        ]
         by_scale = defaultdict(list)
-        for group in integral_images.groups:
-            height, width = integral_images.shapes[group[0]]
-            for scale in _pyramid_scales(height, width, min_face_size):
-                boxes, image_indices = self._propose_at_scale(
-                    integral_images.downscale(group, scale), scale, threshold
-                )
-                by_scale[scale].append((boxes, image_indices + group[0]))
+        for (_, scale), candidates in zip(levels, self._map(propose, levels)):
+            by_scale[scale].append(candidates)
         kept = []
-        for candidates in by_scale.values():
-            boxes, image_indices = _concatenate(candidates)
+        for of_all_images in by_scale.values():
+            boxes, image_indices = _concatenate(of_all_images)
             keep = apply_nms(_nms, boxes, image_indices, 0.5)
             kept.append((boxes[keep], image_indices[keep]))
         boxes, image_indices = _concatenate(kept)
@@ -225,7 +244,15 @@ class Cascade:
         return boxes[keep], image_indices[keep], landmarks[keep]
 
     def _run(self, net: nn.Module, chunks: Sequence[Tensor]) -> list[Tensor]:
-        return _concatenate(net(chunk) for chunk in chunks)
+        return _concatenate(self._map(net, chunks))
+
+    def _map(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterable[Result]:
+        """Apply a function to each item, each in one thread."""
+        if self._pool is None:
+            return map(function, items)
+        return self._pool.map(torch.inference_mode()(function), items)
 
 
 class IntegralImages:

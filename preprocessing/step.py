@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from preprocessing.dataset import Skipped
+from preprocessing.dataset import Skipped, Unused
 from runtime.cli import MachineError, fraction, make_parser
 from runtime.executor import (
     add_executor_options,
@@ -62,6 +62,8 @@ def step_parser(description: str | None) -> argparse.ArgumentParser:
         default=MAX_FAILURES,
         help="fraction of the videos that may fail before the exit status is 1, 0 to 1",
     )
+    # for `python -m preprocessing`, which counts them once
+    parser.add_argument("--ignore-skipped", action="store_true", help=argparse.SUPPRESS)
     add_executor_options(parser)
     return parser
 
@@ -82,8 +84,7 @@ def run_step(
             parts (`atomic_folder`).
         options: options of `step_parser`.
         step: the step's name in the progress bar and in failures.csv.
-        skipped: files that `read_dataset` skipped. They are listed, but do not count as
-            failures of this step.
+        skipped: what `read_dataset` skipped; counts as failed, but for `Unused`.
 
     Returns:
         exit status: 0, or 1 if more than `--max-failures` of the items failed.
@@ -124,7 +125,32 @@ def run_step(
         f"{step}: {done} {unit}s done, {present_count} were there, "
         f"{len(failed)} failed{report}"
     )
-    return int(len(failed) > options.max_failures * len(items))
+    counted = [] if options.ignore_skipped else skipped
+    return exit_status(step, len(failed), len(items), counted, options.max_failures)
+
+
+def exit_status(
+    name: str,
+    failed: int,
+    total: int,
+    skipped: Sequence[Skipped],
+    max_failures: float,
+) -> int:
+    """0, or 1 with a line on stderr where more than `max_failures` of all failed.
+
+    Args:
+        failed, total: of the videos that were worked on.
+        skipped: by the reader of the data set.
+    """
+    left_out = sum(not isinstance(each, Unused) for each in skipped)
+    if failed + left_out <= max_failures * (total + left_out):
+        return 0
+    print(
+        f"{name}: {failed + left_out} of {total + left_out} failed or were skipped, "
+        f"more than --max-failures {max_failures:g} allows",
+        file=sys.stderr,
+    )
+    return 1
 
 
 @contextmanager

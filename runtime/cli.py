@@ -9,10 +9,11 @@ other exception is a defect of this project and shows its traceback.
 """
 
 import argparse
+import io
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class UserError(ValueError):
@@ -36,11 +37,35 @@ class HelpFormatter(
         return action.help if no_default else super()._get_help_string(action)
 
 
+class Extend(argparse.Action):
+    """The values of an option that is given several times add up.
+
+    Unlike argparse's own "extend", the first use replaces the default.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence | None,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest, None)
+        if earlier is None or earlier is self.default:
+            earlier = []
+        setattr(namespace, self.dest, [*earlier, *(values or ())])
+
+
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser whose `--help` begins with `description`, a docstring."""
-    return argparse.ArgumentParser(
+    """An argument parser whose `--help` begins with `description`, a docstring.
+
+    Its `action="extend"` is `Extend`; give it to every option with `nargs="+"`.
+    """
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=HelpFormatter
     )
+    parser.register("action", "extend", Extend)
+    return parser
 
 
 def positive_int(text: str) -> int:
@@ -80,6 +105,7 @@ def run_main(main: Callable[[], int]) -> None:
 
     The status is 2 for a `UserError` or a `MachineError`, 130 for Ctrl-C.
     """
+    _print_any_name()
     try:
         sys.exit(main())
     except (UserError, MachineError) as error:
@@ -93,6 +119,16 @@ def run_main(main: Callable[[], int]) -> None:
         sys.exit(_print_error(message, status=130))
     finally:
         _end_children()
+
+
+def _print_any_name() -> None:
+    """Print what the terminal's encoding lacks as `\\xe9`, not as a traceback.
+
+    File names may hold any character, and bytes that are no character.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end_children() -> None:

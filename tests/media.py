@@ -37,6 +37,7 @@ def write_video(
     pixels: str = "",
     times: Sequence[int] = (),
     container: dict[str, str] | None = None,
+    aspect: Fraction | None = None,
     **options: str,
 ) -> Path:
     """Encode frames.
@@ -46,12 +47,15 @@ def write_video(
         pixels: FFmpeg's pixel format.
         times: presentation time of each frame, in frames; 0, 1, 2, … if not given.
         container: FFmpeg's options of the container.
+        aspect: of a pixel, width to height.
         options: FFmpeg's options of the encoder.
     """
     with av.open(str(path), "w", options=container or {}) as target:
         stream = target.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels or ("yuvj420p" if codec == "mjpeg" else "yuv420p")
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts = times[number] if times else number
@@ -59,6 +63,63 @@ def write_video(
             target.mux(stream.encode(picture))
         target.mux(stream.encode())
     return path
+
+
+def write_streams(path: Path, films: Sequence[list[np.ndarray]], **chosen) -> Path:
+    """Encode several films as streams of one file.
+
+    `dispositions`: of each stream, an `av.stream.Disposition` or None; `audio`: whether
+    there is sound too; `codecs`: of each stream, libx264 if not given.
+    """
+    codecs = chosen.get("codecs") or ["libx264"] * len(films)
+    with av.open(str(path), "w") as target:
+        streams = []
+        for codec, frames in zip(codecs, films):
+            stream = target.add_stream(codec, rate=25)
+            stream.height, stream.width = frames[0].shape[:2]
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            streams.append(stream)
+        for stream, each in zip(streams, chosen.get("dispositions", [])):
+            if each is not None:
+                stream.disposition = each
+        if chosen.get("audio"):
+            sound = target.add_stream("aac", rate=16000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 4096), np.float32), "fltp", "mono"
+            )
+            frame.sample_rate = 16000
+            target.mux(sound.encode(frame))
+            target.mux(sound.encode())
+        for stream, frames in zip(streams, films):
+            for number, image in enumerate(frames):
+                picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+                picture.pts, picture.time_base = number, Fraction(1, 25)
+                target.mux(stream.encode(picture))
+            target.mux(stream.encode())
+    return path
+
+
+def remux(source: Path, target: Path, shift: int = 0, keep=None, **options) -> Path:
+    """Copy a video's packets, `shift` frames earlier, into another container.
+
+    Frames with a negative time are hidden by an edit list in an MP4. `keep`: a function
+    of a packet's number that says whether it is copied.
+    """
+    container = {"avoid_negative_ts": "disabled"} | options.pop("container", {})
+    with (
+        av.open(str(source)) as reader,
+        av.open(str(target), "w", options=container, **options) as writer,
+    ):
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        source_stream = reader.streams.video[0]
+        step = round(1 / (source_stream.average_rate * source_stream.time_base))
+        for number, packet in enumerate(reader.demux(video=0)):
+            if packet.size and (keep is None or keep(number)):
+                packet.pts -= shift * step
+                packet.dts -= shift * step
+                packet.stream = stream
+                writer.mux(packet)
+    return target
 
 
 def rotate(path: Path, matrix: tuple[int, int, int, int]) -> Path:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from preprocessing.dataset import Unused
 from preprocessing.dfdc import read_dataset
 from runtime.cli import UserError
 
@@ -100,3 +101,36 @@ def test_nothing_to_work_on_is_an_error(tmp_path):
     write_part(tmp_path, 0, {"x.mp4": {"label": "?"}})
     with pytest.raises(UserError, match="no usable video.*\n.*'x.mp4'"):
         read_dataset(tmp_path)
+
+
+def test_videos_that_are_not_used_are_said_once_a_part(tmp_path):
+    others = ["c.mp4", "d.mp4", "e.mov", "f.mkv", "._a.mp4", "x.ts", "notes.txt"]
+    folder = write_part(tmp_path, 7, GOOD, [*GOOD, *others])
+    (folder / "more").mkdir()
+    dataset = read_dataset(tmp_path)
+    assert [video.name for video in dataset.videos] == ["a", "b"]
+    assert all(isinstance(each, Unused) for each in dataset.skipped)
+    assert [(each.file, each.reason) for each in dataset.skipped] == [
+        (str(folder), reason)
+        for reason in (
+            "4 not used (c.mp4, d.mp4, e.mov, …): no entry in metadata.json",
+            "1 not used (._a.mp4): macOS metadata, not videos",
+            "1 not used (more): folders, which are not searched",
+            "1 not used (x.ts): not read: convert them to .mp4",
+        )
+    ]
+
+
+@pytest.mark.parametrize("outer", ["dfdc_train_part_07", "dfdc_train_part_7"])
+def test_archives_that_were_unpacked_into_folders_of_their_own(tmp_path, outer):
+    write_part(tmp_path / outer, 7, GOOD)
+    write_part(tmp_path, 10, {"c.mp4": {"label": "FAKE", "original": "a.mp4"}})
+    dataset = read_dataset(tmp_path)
+    assert [(video.name, video.part) for video in dataset.videos] == [
+        ("a", 7),
+        ("b", 7),
+        ("c", 10),
+    ]
+    assert not dataset.skipped
+    fake = dataset.videos[1]
+    assert fake.original_path == tmp_path / outer / "dfdc_train_part_7" / "a.mp4"

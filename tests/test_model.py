@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import runpy
+import tarfile
+import zipfile
 import zlib
 from subprocess import getoutput
 
@@ -23,6 +25,7 @@ from training.checkpoint import (
 )
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier, Normalize
+from training.weights_file import one_line, read_weights
 
 B0 = "tf_efficientnet_b0.ns_jft_in1k"
 
@@ -300,8 +303,10 @@ def test_safetensors_serve_too(tmp_path):
     )
     data = (tmp_path / "ours.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(data[:5000])
-    with pytest.raises(UserError, match="cut.safetensors: not a safetensors file"):
-        load_classifier(tmp_path / "cut.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(data[:8] + b"x" + data[9:])
+    for name, words in (("cut", "is cut off"), ("bad", "not a safetensors file")):
+        with pytest.raises(UserError, match=f"{name}.safetensors: {words}"):
+            load_classifier(tmp_path / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -333,10 +338,188 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / empty)
     for name, words in (
         ("none", "no such"),
-        ("text", "read safely"),
-        ("other", "no `state_dict`"),
+        ("text", "is a text, not weights .it begins: no checkpoint"),
+        ("other", "no `state_dict`.*but weights"),
         ("nameless", "name it as"),
         (empty, "not weights of tf_efficientnet_b0"),
     ):
         with pytest.raises(UserError, match=f"{name}.*{words}"):
             load_classifier(tmp_path / name)
+
+
+NAMED = "DeepFakeClassifier_tf_efficientnet_b0_ns_0_1"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 266910617\n"
+PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
+
+
+@pytest.mark.parametrize(
+    "contents, words",
+    [
+        (POINTER.encode(), "is a Git LFS pointer.* run `git lfs pull`"),
+        (POINTER.replace("\n", "\r\n").encode("utf-8-sig"), "is a Git LFS pointer"),
+        (PAGE.encode(), "is a web page.* download the file itself"),
+        (b'\n <?xml version="1.0"?><Error>AccessDenied</Error>', "is a web page"),
+        (b'{"error": "Repository not found"}', "is a text, not weights .*not found"),
+        (b"", "is an empty file; download or copy it again"),
+        (bytes(5000), "begins with zeros, as a download that did not end"),
+        (b"\x1f\x8b\x08" + bytes(100), "is packed with gzip; unpack it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is a file of another format, HDF5"),
+        (b"\x00\x01\x02\x03 noise", "not a checkpoint that can be read safely"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".safetensors"])
+def test_what_stands_in_place_of_weights_is_named(tmp_path, contents, suffix, words):
+    path = tmp_path / f"{NAMED}{suffix}"
+    path.write_bytes(contents)
+    if suffix and "noise" in str(contents):
+        words = "not a safetensors file that can be read"
+    with pytest.raises(UserError, match=f"{path.name}: {words}") as error:
+        load_classifier(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=words):
+        DeepFakeClassifier(B0, pretrained=str(path))
+
+
+def test_archives_and_files_that_are_cut_off_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("models/readme.txt", "hello")
+    (tmp_path / "part").write_bytes((tmp_path / "zip").read_bytes()[:40])
+    with tarfile.open(tmp_path / "tar", "w") as archive:
+        archive.add(tmp_path / "zip", "weights.pth")
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "script")
+    weights = {"fc.weight": torch.ones(1, 500), "fc.bias": torch.ones(1)}
+    torch.save(weights, tmp_path / "new")
+    torch.save(weights, tmp_path / "old", _use_new_zipfile_serialization=False)
+    expected = {
+        "zip": "is a zip archive of 1 files, the first models/readme.txt, not weights",
+        "part": "is cut off or damaged .40 bytes are there",
+        "tar": "is a tar archive; unpack it",
+        "script": "is a TorchScript program.*state_dict",
+    }
+    for name in ("new", "old"):
+        data = (tmp_path / name).read_bytes()
+        for size in (20, len(data) // 4, len(data) // 2, len(data) - 1):
+            (tmp_path / f"{name} {size}").write_bytes(data[:size])
+            expected[f"{name} {size}"] = "is cut off or damaged"
+    (tmp_path / "folder").mkdir()
+    expected["folder"] = "is a folder; give the file"
+    (tmp_path / "link").symlink_to("elsewhere")
+    expected["link"] = "links to elsewhere, which does not exist"
+    for name, words in expected.items():
+        with pytest.raises(UserError, match=f"{name}: {words}") as error:
+            read_weights(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_the_format_is_told_by_the_contents_not_by_the_name(tmp_path):
+    weights = {"fc.weight": torch.arange(3.0)}
+    save_file(weights, tmp_path / "no suffix")
+    torch.save(weights, tmp_path / "wrong.safetensors")
+    for name in ("no suffix", "wrong.safetensors"):
+        found = load_checkpoint(tmp_path / name)["state_dict"]
+        torch.testing.assert_close(found, weights, rtol=0, atol=0)
+
+
+def prefixed(prefix):
+    return lambda weights: {f"{prefix}{key}": value for key, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict,
+        prefixed("module."),
+        prefixed("module.module."),
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod."),
+        prefixed("_orig_mod.module.model."),
+        lambda weights: {
+            key.replace("encoder.", "encoder._orig_mod."): value
+            for key, value in weights.items()
+        },
+        lambda weights: {"model": weights},
+        lambda weights: {"epoch": 3, "model_state_dict": prefixed("module.")(weights)},
+        lambda weights: {"state_dict": {"model": prefixed("_orig_mod.")(weights)}},
+        lambda weights: {"model": {"state_dict": weights, "step": 1}, "epoch": 3},
+    ],
+)
+def test_weights_in_other_wrappers_serve_too(tmp_path, change):
+    model = DeepFakeClassifier(B0)
+    torch.save(change(model.state_dict()), tmp_path / NAMED)
+    loaded, settings = load_classifier(tmp_path / NAMED)
+    assert settings == InputSettings() and not loaded.training
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, expected[key])
+
+
+def test_weights_alone_need_a_name_or_settings_that_give_the_encoder(tmp_path):
+    weights = DeepFakeClassifier(B0).state_dict()
+    config = Config(encoder=B0, input={"size": 96})
+    torch.save({"model": weights, "config": config.model_dump()}, tmp_path / "any")
+    assert load_classifier(tmp_path / "any")[1] == config.input
+    torch.save(weights, tmp_path / "nameless")
+    with pytest.raises(UserError, match="nameless: .*does not give the encoder"):
+        load_classifier(tmp_path / "nameless")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda weights: weights.pop("fc.bias"),
+            "1 of 362 entries are missing .fc.bias.;",
+        ),
+        (
+            lambda weights: weights.update(extra=torch.ones(1)),
+            "1 have no place in it .extra.;",
+        ),
+        (
+            lambda weights: weights.update({"fc.bias": torch.ones(7)}),
+            "1 are no tensors of its shape .fc.bias.;",
+        ),
+        (
+            lambda weights: [weights.pop(key) for key in [*weights][:5]],
+            "5 of 362 entries are missing .encoder.conv_stem.weight, .*, ….;",
+        ),
+        (
+            lambda weights: weights.update({"module.fc.bias": torch.ones(1)}),
+            "holds two networks .fc.bias is there twice",
+        ),
+        (
+            lambda weights: weights.update({"state_dict": weights.copy()} | {"a": 1}),
+            None,  # the entries beside `state_dict` are not the network's
+        ),
+        (
+            lambda weights: weights.update({"a\nb\x1b[31m" * 99: torch.ones(1)}),
+            r"1 have no place in it .a b\?\[31ma",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, change, words):
+    weights = dict(DeepFakeClassifier(B0).state_dict())
+    change(weights)
+    torch.save(weights, tmp_path / NAMED)
+    if words is None:
+        load_classifier(tmp_path / NAMED)
+        return
+    with pytest.raises(UserError, match=words) as error:
+        load_classifier(tmp_path / NAMED)
+    assert str(error.value).isprintable() and len(str(error.value)) < 600
+
+
+def test_a_file_that_contains_itself_is_no_checkpoint(tmp_path):
+    entries: dict = {}
+    entries["model"] = entries
+    torch.save(entries, tmp_path / NAMED)
+    with pytest.raises(UserError, match="no `state_dict`"):
+        load_classifier(tmp_path / NAMED)
+
+
+def test_messages_are_cut_between_words():
+    text = "word-with-hyphens " * 50
+    short = one_line(text)
+    assert len(short) <= 200 and short.endswith("hyphens …")
+    assert one_line("a\n  b") == "a b" and one_line("a" * 200) == "a" * 200
+    assert one_line("a" * 201) == "a" * 199 + "…"

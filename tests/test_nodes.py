@@ -5,11 +5,13 @@ Both run on this machine.
 
 import csv
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,17 @@ SETTINGS = [*SMALL, "augmented=0"]
 
 
 def start(
-    data: Path, out: Path, processes: int = 1, **settings: object
+    data: Path,
+    out: Path,
+    processes: int = 1,
+    launcher: Sequence[str] = (),
+    **settings: object,
 ) -> subprocess.Popen:
-    """Start train.sh in a session of its own; `settings` are environment variables."""
+    """Start train.sh in a session of its own; `settings` are environment variables.
+
+    Args:
+        launcher: a command that starts train.sh.
+    """
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     settings |= {
         "PATH": path,
@@ -42,7 +52,7 @@ def start(
     }
     options = ["--device", "cpu", "--workers", "0", "--set", *SETTINGS]
     return subprocess.Popen(
-        ["./train.sh", str(data), str(processes), *options],
+        [*launcher, "./train.sh", str(data), str(processes), *options],
         cwd=ROOT,
         start_new_session=True,
         text=True,
@@ -143,3 +153,18 @@ def test_one_process_goes_on_with_the_same_steps_where_a_node_was_lost(
     for key, value in theirs.items():
         if "running" not in key and "num_batches" not in key:
             torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5)
+
+
+# A shell in a namespace with another host name, which starts its arguments there.
+NAMELESS = ("unshare", "--user", "--map-root-user", "--uts", "sh", "-c")
+NAMELESS = (*NAMELESS, 'hostname no-such-name && exec "$@"', "sh")
+
+
+def test_two_processes_where_the_own_name_does_not_resolve(
+    one_node, train_data, tmp_path
+):
+    """torchrun would look the name up again and again."""
+    if not shutil.which("unshare") or subprocess.call([*NAMELESS, "true"]) != 0:
+        pytest.skip("no namespaces here")
+    finish(start(train_data, tmp_path, 2, launcher=NAMELESS))
+    assert curve(tmp_path, *LOSSES) == curve(one_node, *LOSSES)

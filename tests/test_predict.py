@@ -142,6 +142,29 @@ def test_label_and_faces_equal_the_slow_way(predicted, videos, checkpoints, name
     assert labels[f"{name}.mp4"] == pytest.approx(label, abs=1e-4)
 
 
+def test_files_that_are_not_predicted_are_said(
+    predicted, videos, checkpoints, tmp_path, capsys
+):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(videos / f"{FAKE}.mp4", folder / "clip.3gp")
+    for name in ("a.ts", "b.ts", "c.gif", "d.FLV", "._clip.3gp", "labels.csv"):
+        (folder / name).touch()
+    (folder / "more").mkdir()
+    assert run(folder, tmp_path / "s.csv", checkpoints) == 0
+    printed = capsys.readouterr().err
+    assert "4 not used (a.ts, b.ts, c.gif, …): not read: convert" in printed
+    assert "1 not used (more): folders, which are not searched" in printed
+    (row,) = read_rows(tmp_path / "s.csv")
+    expected = {row["filename"]: row for row in read_rows(predicted / "submission.csv")}
+    assert row["filename"] == "clip.3gp"
+    assert row["label"] == expected[f"{FAKE}.mp4"]["label"]
+    rows = read_rows(tmp_path / "s.report.csv")
+    names = [row["filename"] for row in rows]
+    assert sorted(names) == ["._clip.3gp", "a.ts", "b.ts", "c.gif", "d.FLV", "more"]
+    assert all(row["reason"].startswith("not predicted: ") for row in rows)
+
+
 def test_a_single_video_gets_the_label_it_has_among_others(
     predicted, videos, checkpoints, tmp_path
 ):

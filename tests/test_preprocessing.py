@@ -240,6 +240,26 @@ def test_the_five_steps_in_one_program_equal_them_one_by_one(
         assert (root / name).read_bytes() == (preprocessed / name).read_bytes(), name
 
 
+def test_skipped_entries_count_as_failures(preprocessed, tmp_path, capsys):
+    """One of two fakes has no original: in a step, and once in the whole program."""
+    root = shutil.copytree(preprocessed, tmp_path / "data")
+    folder = root / "dfdc_train_part_0"
+    entries = json.loads((folder / "metadata.json").read_text())
+    entries["lost.mp4"] = {"label": "FAKE", "original": "gone.mp4"}
+    (folder / "metadata.json").write_text(json.dumps(entries))
+    (folder / "lost.mp4").touch()
+    (folder / "extra.mp4").touch()  # without an entry: said, but no failure
+    assert run(1, root) == 1
+    printed = capsys.readouterr().err
+    assert "1 of 3 failed or were skipped, more than --max-failures 0.02" in printed
+    assert "1 not used (extra.mp4): no entry in metadata.json" in printed
+    arguments = ["--root-dir", str(root), "--workers", "0", "--device", "cpu"]
+    assert all_steps.main(arguments) == 1
+    printed = capsys.readouterr().err
+    assert "preprocessing: 1 of 4 failed or were skipped" in printed
+    assert all_steps.main([*arguments, "--max-failures", "0.3"]) == 0
+
+
 def test_a_step_that_fails_ends_the_program(tmp_path, capsys):
     part = tmp_path / "dfdc_train_part_0"
     part.mkdir()

@@ -1,7 +1,14 @@
-"""Metrics by hand and against scikit-learn, confidence intervals, groups, bad input."""
+"""Metrics by hand and against scikit-learn, confidence intervals, groups, bad input,
+tables as Excel and editors save them."""
 
+import gzip
 import json
+import os
+import subprocess
+import sys
+import zipfile
 from math import inf, log
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -203,6 +210,25 @@ FAKE = "filename,label\na,1\n"  # the labels of one fake
         ("name,label\na,0.5\n", FAKE, "columns filename,label"),
         ("filename,label\n", FAKE, "lists no video"),
         (None, FAKE, "cannot be read"),
+        ("", FAKE, "s.csv: must have the columns filename,label; it is empty"),
+        ("name;label\na;0.5\n", FAKE, "filename,label; it has name,label$"),
+        ("a,0.5\n", FAKE, "filename,label; it has a,0.5$"),
+        ("filename,label,label\na,1,1\n", FAKE, "has the column label twice"),
+        (
+            "filename,label\n\na,0.5\n\nb\n",
+            FAKE,
+            "s.csv: line 5: 'b' has no label; complete this row or remove it",
+        ),
+        ("filename,label\na,\n", FAKE, "s.csv: line 2: 'a,' has no label"),
+        ("label,filename\n0.5\n", FAKE, "s.csv: line 2: '0.5' has no filename"),
+        ("filename,label\na,0,5\n", FAKE, "s.csv: line 2: 'a,0,5' .* '5' is the first"),
+        ('filename,label\n"a,0.5\nb,0.6\n', FAKE, r"line 2: 'a,0.5\\nb.*no label"),
+        ("filename,label\na.mp4,0.5\na,0.6\n", FAKE, "video twice, a and a.mp4; keep"),
+        ("filename;label\na;1,234.5\n", FAKE, "'1,234.5' is not a number"),
+        ("filename;label\na;1,5\n", FAKE, "s.csv: a: .* 1,5 is not a probability"),
+        ("filename,label\na,0.5\n", "filename,label\na,yes\n", "l.csv: a: .*'yes'"),
+        ("filename,label\na,0.5\n", "filename,label\na,0.5\n", "l.csv: a: .*'0.5'"),
+        ("filename,label\na,0.5\n", "filename,label\na,nan\n", "l.csv: a: .*'nan'"),
     ],
 )
 def test_mistakes_name_the_file(tmp_path, submission, labels, words):
@@ -210,5 +236,145 @@ def test_mistakes_name_the_file(tmp_path, submission, labels, words):
         if text is not None:
             (tmp_path / name).write_text(text)
     arguments = [f"--submission={tmp_path / 's.csv'}", f"--labels={tmp_path / 'l.csv'}"]
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as raised:
         scorer.main(arguments)
+    assert "\n" not in str(raised.value)
+
+
+PLAIN = "filename,label\na.mp4,0.9\nb.mp4,0.2\n"
+SAVED_TABLES = {
+    "as it is": PLAIN.encode(),
+    "byte order mark": PLAIN.encode("utf-8-sig"),
+    "UTF-16": PLAIN.encode("utf-16"),
+    "UTF-16, most significant byte first": b"\xfe\xff" + PLAIN.encode("utf-16-be"),
+    "UTF-16 with tabs": PLAIN.replace(",", "\t").encode("utf-16"),
+    "semicolons": PLAIN.replace(",", ";").encode(),
+    "tabs, CR LF": PLAIN.replace(",", "\t").replace("\n", "\r\n").encode(),
+    "CR alone": PLAIN.replace("\n", "\r").encode(),
+    "no line end": PLAIN.strip().encode(),
+    "sep line": b"sep=;\r\n" + PLAIN.replace(",", ";").encode(),
+    "sep line, mark": b"\xef\xbb\xbfSEP=;\n" + PLAIN.replace(",", ";").encode(),
+    "sep line in quotes": b'"sep=,"\n' + PLAIN.encode(),
+    "sep line of another delimiter": b"sep=|\n" + PLAIN.replace(",", "|").encode(),
+    "wrong sep line": b"sep=;\n" + PLAIN.encode(),
+    "blanks": PLAIN.replace(",", ", ").encode(),
+    "blanks around": PLAIN.replace(",", " , ").replace("\n", " \n").encode(),
+    "blanks before quotes": b'"filename", "label"\n"a.mp4", "0.9"\n"b.mp4", "0.2"\n',
+    "blank lines": b"\n" + PLAIN.replace("\n", "\n\n \n,\n").encode(),
+    "empty column": PLAIN.replace("\n", ",\n").encode(),
+    "row with an empty cell more": PLAIN.replace("0.9", "0.9,").encode(),
+    "other order": b"label, filename\n0.9, a.mp4\n0.2, b.mp4\n",
+    "names padded below a header that is not": b"label,filename\n0.9, a.mp4\n.2, b.mp4",
+    "a row number": b",filename,label\n0,a.mp4,0.9\n1,b.mp4,0.2\n",
+    "decimal comma": b"filename;label\na.mp4;0,9\nb.mp4;2,0E-1\n",
+    "decimal comma in quotes": b'filename,label\na.mp4,"0,9"\nb.mp4,"0,2"\n',
+}
+
+
+@pytest.mark.parametrize("content", SAVED_TABLES.values(), ids=SAVED_TABLES)
+def test_submissions_as_programs_save_them(tmp_path, content):
+    (tmp_path / "s.csv").write_bytes(content)
+    found = scorer.read_submission(tmp_path / "s.csv")
+    assert found == {"a.mp4": 0.9, "b.mp4": 0.2}
+
+
+def test_labels_as_programs_save_them(tmp_path):
+    words = ("REAL", "fake", "Fake ", " real", "0", "1.0", "0.0", "1,0", "1.")
+    rows = "".join(f"{number};{word}\n" for number, word in enumerate(words))
+    (tmp_path / "l.csv").write_text(f"filename;label\n{rows}")
+    expected = dict(zip("012345678", (0, 1, 1, 0, 0, 1, 0, 1, 1)))
+    assert scorer.read_labels(tmp_path / "l.csv") == expected
+    metadata = {"a": {"label": "fake"}, "b": {"label": 0}, "c": {"label": 1.0}}
+    text = json.dumps(metadata)
+    (tmp_path / "METADATA.JSON").write_text(text, encoding="utf-8-sig")
+    assert scorer.read_labels(tmp_path / "METADATA.JSON") == {"a": 1, "b": 0, "c": 1}
+
+
+def test_cells_with_commas_quotes_and_missing_ends(tmp_path):
+    table = tmp_path / "l.csv"
+    table.write_text('filename,label,how,who\n"a, ""b"".mp4",1,"x, y"\nc.mp4,0\n')
+    assert scorer.read_labels(table) == {'a, "b".mp4': 1, "c.mp4": 0}
+    assert scorer.read_column(table, "how") == {'a, "b".mp4': "x, y", "c.mp4": ""}
+    assert scorer.read_column(table, "who") == {'a, "b".mp4': "", "c.mp4": ""}
+
+
+def test_names_that_begin_with_a_blank_or_are_not_utf8(tmp_path):
+    (tmp_path / "s.csv").write_bytes(b"filename,label\n a.mp4,0.9\n b\xe9.mp4,0.2\n")
+    names = scorer.read_submission(tmp_path / "s.csv")
+    assert [os.fsencode(name) for name in names] == [b" a.mp4", b" b\xe9.mp4"]
+
+
+def test_what_is_no_text_is_said_to_be_none(tmp_path):
+    with zipfile.ZipFile(tmp_path / "workbook", "w") as workbook:
+        workbook.writestr("xl/worksheets/sheet1.xml", "<worksheet/>")
+    contents = [
+        (tmp_path / "workbook").read_bytes(),
+        gzip.compress(PLAIN.encode()),
+        bytes(range(256)),
+        PLAIN.encode("utf-16-le"),  # without a byte order mark
+        PLAIN.encode("utf-16")[:-1],
+    ]
+    for content in contents:
+        (tmp_path / "s.csv").write_bytes(content)
+        with pytest.raises(
+            UserError, match=r"is not a CSV .* save it as CSV \(UTF-8\)"
+        ):
+            scorer.read_submission(tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_text(f'filename,label\n"{PLAIN * 10000}')
+    with pytest.raises(UserError, match="s.csv: is not a CSV file"):
+        scorer.read_submission(tmp_path / "s.csv")
+
+
+def test_names_match_without_their_endings(tmp_path, capsys):
+    (tmp_path / "s.csv").write_text("filename,label\na,0.75\nb.mp4,0.25\nc.d,0.25\n")
+    (tmp_path / "l.csv").write_text("filename,label\na.mp4,1\nb,0\nc.d.MOV,0\n")
+    arguments = [f"--submission={tmp_path / 's.csv'}", f"--labels={tmp_path / 'l.csv'}"]
+    assert scorer.main([*arguments, "--resamples=0"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("log loss 0.28768 ")
+    assert printed.err == (
+        "3 file names differ in their endings and were matched without, the first is a "
+        "in the submission, a.mp4 in the labels\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "names, others",
+    [
+        (["a"], ["a.mp4", "a.mov"]),  # which of them?
+        (["a.mp4", "a.mov"], ["a"]),
+        (["a.mp4"], ["a.mov"]),  # two endings
+        (["a"], ["a.1"]),  # not the ending of a video
+        (["a.mp4", "b.mp4"], ["a.mp4", "b.mp4"]),
+        (["a.mp4", "a.mov"], ["a.mp4", "a.mov"]),
+    ],
+)
+def test_names_that_are_kept(names, others, capsys):
+    probabilities = dict.fromkeys(names, 0.5)
+    matched = scorer.match_names(probabilities, dict.fromkeys(others, 1))
+    assert matched == probabilities and not capsys.readouterr().err
+
+
+def test_an_ascii_terminal_shows_any_name(tmp_path):
+    table = "filename,label,méthode\nà.mp4,1,é\nb.mp4,0,\n".encode()
+    (tmp_path / "s.csv").write_bytes(table.replace(b"b.mp4,0", b"b,0"))
+    (tmp_path / "l.csv").write_bytes(table.replace("é\n".encode(), b"\xe9\n"))
+    command = [sys.executable, "-m", "evaluation.score", "--resamples=0"]
+    files = ["--submission=s.csv", "--labels=l.csv", "--json=s.json"]
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [*command, *files, "--group-by", "méthode"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr[:12]) == (0, "1 file names")
+    assert r"m\xe9thode \udce9: log loss" in done.stdout
+    assert (
+        "\udce9" in json.loads((tmp_path / "s.json").read_text())["groups"]["méthode"]
+    )

@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ import yaml
 from timm.layers import convert_sync_batchnorm
 
 from preprocessing.crop_table import read_crop_table
-from runtime.cli import UserError
+from runtime.cli import MachineError, UserError
 from tests.media import REAL
 from training import train
 from training.checkpoint import load_checkpoint
@@ -418,3 +419,133 @@ def test_shared_batch_norm_by_hand(tmp_path):
         np.testing.assert_allclose(result["out"], normalized, rtol=1e-5)
         statistics = [result["mean"], result["var"]]
         np.testing.assert_allclose(statistics, [[0.3], [0.9 + 2 / 3]], rtol=1e-5)
+
+
+class Blank(torch.utils.data.Dataset):
+    """Ten black images of 32 x 32 pixels."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, _):
+        return {"image": np.zeros((32, 32, 3), np.uint8), "label": 0.5}
+
+
+def test_images_that_do_not_fit_in_shared_memory_stop_the_run(
+    train_data, tmp_path, monkeypatch
+):
+    free = 3 * 10**4  # bytes; less than three batches of 4 images of 32 x 32 pixels
+    monkeypatch.setattr(train, "free_shared_memory", lambda: free)
+    message = "/dev/shm has 0 MB free, .*--ipc=host .*--shm-size .*--workers 0"
+    with pytest.raises(MachineError, match=message) as error:
+        run(train_data, tmp_path, options=("--workers", "2"))
+    assert "\n" not in str(error.value) and not list(tmp_path.glob("weights/*"))
+
+
+@pytest.mark.parametrize(
+    "workers, batches, processes", [(0, 0, 1), (1, 2, 1), (2, 4, 2), (3, 5, 1)]
+)
+def test_the_need_of_shared_memory_by_hand(monkeypatch, workers, batches, processes):
+    """Each loader process prefetches two batches, but a loader of 10 has only five."""
+    loader = train.make_loader(Blank(), workers, 2)
+    needed = processes * batches * 2 * 32 * 32 * 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(train, "free_shared_memory", lambda: 2 * needed)
+    train.check_shared_memory([loader, loader], 32)
+    monkeypatch.setattr(train, "free_shared_memory", lambda: 2 * needed - 1)
+    if workers:
+        with pytest.raises(MachineError, match=f"or fewer than {workers}$"):
+            train.check_shared_memory([loader, loader], 32)
+    monkeypatch.setattr(train, "free_shared_memory", lambda: None)
+    train.check_shared_memory([loader, loader], 32)
+
+
+def test_the_free_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "SHARED_MEMORY", tmp_path)
+    assert train.free_shared_memory() > 0
+    monkeypatch.setattr(train, "SHARED_MEMORY", tmp_path / "none")
+    assert train.free_shared_memory() is None
+
+
+# As PyTorch 2.14 words them; the second was recorded with a /dev/shm of 1 MB.
+LOADER_ERRORS = [
+    (
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible "
+        + "that dataloader's workers are out of shared memory. Please try to raise "
+        + "your shared memory limit.",
+        "/dev/shm is full .DataLoader worker .pid 7.*--ipc=host .*--workers 0",
+    ),
+    (
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most "
+        + 'recent call last):\n  File "x", line 1\nRuntimeError: unable to allocate '
+        + "shared memory(shm) for file </torch_1_2_0>: No space left on device (28)\n",
+        "/dev/shm is full .unable to allocate .*No space left.*--shm-size",
+    ),
+    (
+        "DataLoader timed out after 480.0 seconds",
+        "no batch came .* for 8 minutes; .*--ipc=host .*--shm-size .*--workers 0",
+    ),
+    (
+        "DataLoader worker (pid 7) is killed by signal: Killed. ",
+        "Killed. A data loader process ended; .*fewer --workers",
+    ),
+    (
+        "DataLoader worker (pid(s) 7, 8) exited unexpectedly",
+        "A data loader process ended; .*fewer --workers",
+    ),
+    ("Pin memory thread exited unexpectedly", "A data loader process ended"),
+]
+
+
+@pytest.mark.parametrize("text, message", LOADER_ERRORS)
+def test_what_ends_the_loader_processes_is_one_line(
+    train_data, tmp_path, monkeypatch, text, message
+):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(train, "train", fail)
+    with pytest.raises(MachineError, match=f"{message}.*resumes") as error:
+        run(train_data, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a defect", "Caught RuntimeError in DataLoader worker process 0.\nshape"]
+)
+def test_a_defect_in_a_loader_process_keeps_its_traceback(
+    train_data, tmp_path, monkeypatch, text
+):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(train, "train", fail)
+    with pytest.raises(RuntimeError, match=text.partition(".")[0]):
+        run(train_data, tmp_path)
+
+
+class Slow(Blank):
+    def __getitem__(self, _):
+        time.sleep(60)
+
+
+@pytest.mark.slow
+def test_the_wait_for_a_batch_ends(monkeypatch):
+    assert train.make_loader(Blank(), 0, 2).timeout == 0
+    monkeypatch.setattr(train, "LOADER_TIMEOUT", 1)
+    loader = train.make_loader(Slow(), 1, 2)
+    with pytest.raises(RuntimeError) as error:
+        next(train.iterate_batches(loader))
+    assert "no batch came" in train._describe_loader_error(error.value)
+
+
+@pytest.mark.slow
+def test_images_of_a_loader_process_are_in_shared_memory():
+    (batch, *_) = train.iterate_batches(train.make_loader(Blank(), 1, 2))
+    assert batch["image"].shape == (2, 32, 32, 3) and batch["image"].is_shared()
+
+
+def test_the_device_is_checked(train_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MachineError, match="--device gpu: cuda is meant, but"):
+        run(train_data, tmp_path, options=("--device", "gpu"))

@@ -1,12 +1,23 @@
 """Reading videos: pixels equal to OpenCV's, frame selection, rotation, bad files."""
 
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from preprocessing import video
 from preprocessing.video import VideoError, probe, read_frames
-from tests.media import random_frames, rotate, write_sound, write_video
+from tests.media import (
+    random_frames,
+    remux,
+    rotate,
+    write_sound,
+    write_streams,
+    write_video,
+)
 
 
 def opencv_frames(path):
@@ -108,3 +119,145 @@ def test_what_is_no_video_is_named(tmp_path):
             probe(tmp_path / name)
         with pytest.raises(VideoError, match=name):
             list(read_frames(tmp_path / name, [0]))
+
+
+def all_frames_are_opencvs(path, count):
+    """Number, pixels and selection are those of decoding everything by OpenCV."""
+    expected = opencv_frames(path)
+    info = probe(path)
+    assert info.frames == len(expected) == count
+    selected = [0, count // 2, count - 1]
+    frames = dict(read_frames(path, selected, info))
+    assert list(frames) == selected
+    for number, frame in frames.items():
+        np.testing.assert_array_equal(frame, expected[number])
+
+
+@pytest.mark.parametrize("bf", ["0", "2"])
+def test_frames_that_an_edit_list_hides_are_not_counted(tmp_path, bf):
+    whole = write_video(tmp_path / "whole.mp4", random_frames(60), bf=bf, g="10")
+    cut = remux(whole, tmp_path / "cut.mp4", shift=35)
+    with av.open(str(cut)) as container:
+        assert container.streams.video[0].frames > 25  # what the header says
+    all_frames_are_opencvs(cut, 25)
+
+
+@pytest.mark.parametrize("flags", ["frag_keyframe", "frag_keyframe+empty_moov"])
+def test_frames_of_all_fragments_are_counted(tmp_path, flags):
+    frames, container = random_frames(60), {"movflags": flags}
+    path = write_video(tmp_path / "a.mp4", frames, g="10", container=container)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames < 60
+    all_frames_are_opencvs(path, 60)
+
+
+@pytest.mark.parametrize("announced", [1, 5, 400])
+def test_an_avi_header_that_lies_is_not_believed(tmp_path, announced):
+    path = write_video(tmp_path / "a.avi", random_frames(60), "mpeg4")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"strh") + 8 + 32  # dwLength
+    assert data[place : place + 4] == (60).to_bytes(4, "little")
+    data[place : place + 4] = announced.to_bytes(4, "little")
+    path.write_bytes(data)
+    all_frames_are_opencvs(path, 60)
+
+
+def test_alternate_reference_frames_of_vp8_are_not_counted(tmp_path):
+    path = tmp_path / "a.webm"
+    options = {"auto-alt-ref": "1", "lag-in-frames": "16", "b": "100k"}
+    write_video(path, random_frames(60, 96, 128), "libvpx", **options)
+    assert probe(path).frames == sum(1 for _ in read_frames(path, range(99))) == 60
+
+
+def test_a_file_that_is_cut_short_says_so(tmp_path):
+    container = {"movflags": "faststart"}
+    path = write_video(tmp_path / "a.mp4", random_frames(60), container=container)
+    path.write_bytes(path.read_bytes()[:-3000])
+    info = probe(path)
+    (note,) = info.notes
+    assert note == f"the file is cut short: it holds {info.frames} of 60 frames"
+    assert 5 < info.frames < 60
+    whole = write_video(tmp_path / "b.mp4", random_frames(60))
+    assert probe(remux(whole, tmp_path / "c.mp4", shift=35)).notes == ()
+
+
+def test_times_are_the_frames_own(tmp_path):
+    """Two frames a second apart after ten at 25 a second; a start that is not zero."""
+    times = [*range(10), 35, 60]
+    path = write_video(tmp_path / "a.mkv", random_frames(12), times=times, bf="2")
+    info = probe(path)
+    assert [info.time(number) for number in (0, 9, 10, 11)] == pytest.approx(
+        [0, 0.36, 1.4, 2.4], abs=2e-3
+    )
+    late = write_video(tmp_path / "b.mkv", random_frames(5), times=[50, 51, 52, 53, 60])
+    info = probe(late)
+    assert info.start == pytest.approx(2, abs=0.1)
+    assert info.time(4) == pytest.approx(0.4, abs=2e-3)
+
+
+DEFAULT, NOT_DEFAULT = Disposition.default, Disposition(0)
+COVER = Disposition.attached_pic
+FILM, OTHER, PICTURE = random_frames(8), random_frames(12, seed=1), random_frames(1)
+
+
+@pytest.mark.parametrize(
+    "name, films, codecs, dispositions, chosen, note",
+    [
+        ("a.mp4", [PICTURE, FILM], "mjpeg libx264", [], 1, ""),
+        ("b.mp4", [FILM, PICTURE], "libx264 mjpeg", [], 0, ""),
+        ("c.mp4", [PICTURE, FILM], "mjpeg libx264", [COVER, DEFAULT], 1, ""),
+        ("d.mkv", [OTHER, FILM], None, [NOT_DEFAULT, DEFAULT], 1, "marked as default"),
+        ("e.mkv", [FILM, OTHER], None, [DEFAULT, NOT_DEFAULT], 0, "marked as default"),
+        ("f.mkv", [FILM, OTHER], None, [NOT_DEFAULT, NOT_DEFAULT], 0, "the first"),
+    ],
+)
+def test_which_stream_is_the_video(
+    tmp_path, name, films, codecs, dispositions, chosen, note
+):
+    codecs = codecs.split() if codecs else None
+    path = tmp_path / name
+    write_streams(path, films, codecs=codecs, dispositions=dispositions)
+    info = probe(path)
+    assert info.frames == len(films[chosen])
+    frames = [frame for _, frame in read_frames(path, range(99))]
+    assert len(frames) == len(films[chosen])
+    assert np.abs(frames[0].astype(float) - films[chosen][0]).mean() < 12
+    expected = [f"holds 2 video streams; stream {chosen} is used, {note}"]
+    assert list(info.notes) == (expected if note else [])
+
+
+def test_sound_with_a_cover_is_no_video(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_streams(path, [PICTURE], codecs=["mjpeg"], dispositions=[COVER], audio=True)
+    with pytest.raises(VideoError, match="holds no video stream"):
+        probe(path)
+
+
+@pytest.mark.parametrize(
+    "start, name",
+    [
+        (b"\x00\x00\x01\xba" + bytes(40), "MPEG-PS"),
+        (b"FLV\x01\x05" + bytes(40), "Flash Video"),
+        (b"GIF89a" + bytes(40), "GIF"),
+    ],
+)
+def test_other_containers_are_named(tmp_path, start, name):
+    (tmp_path / "it's.mp4").write_bytes(start)
+    with pytest.raises(VideoError, match=f"is {name}, which is not opened; convert it"):
+        probe(tmp_path / "it's.mp4")
+
+
+@pytest.mark.parametrize("container", ["mpegts", "m2ts"])
+def test_a_transport_stream_is_named(tmp_path, container):
+    whole = write_video(tmp_path / "whole.mp4", random_frames(30))
+    options = {"mpegts_m2ts_mode": "1"} if container == "m2ts" else {}
+    path = tmp_path / "a.mp4"
+    remux(whole, path, format="mpegts", container=options)
+    with pytest.raises(VideoError, match="is MPEG-TS.*ffmpeg -i .*a.mp4 -c copy"):
+        probe(path)
+
+
+def test_pixels_that_are_not_square_are_said(tmp_path):
+    path = write_video(tmp_path / "a.mkv", random_frames(3), aspect=Fraction(4, 3))
+    (note,) = probe(path).notes
+    assert note.startswith("pixels are not square (4:3)")

@@ -7,7 +7,9 @@ Entries epoch, state_dict and bce_best, as the winner's, and config (all setting
         scaler (their state dicts)
 
 NAME.safetensors is read as well: the weights, and the other entries as JSON in the
-metadata. No code from a file is executed.
+metadata. So are weights alone, and weights under `model` or with the prefixes of
+DistributedDataParallel and torch.compile, if the name or the settings give the encoder.
+No code from a file is executed.
 
 The seven published checkpoints use PyTorch's file format from before 1.6. Their keys
 start with `module.`, they have no settings, and they contain a NumPy float, which
@@ -25,9 +27,14 @@ from runtime.cli import UserError
 from runtime.files import atomic_file
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
-from training.weights_file import SAFETENSORS, read_weights
+from training.weights_file import SAFETENSORS, one_line, read_weights
 
 NETWORK = "DeepFakeClassifier"
+# The entries that weights may be under, also nested: `state_dict` of `model`.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+# What DistributedDataParallel, torch.compile and an outer module called `model` add to
+# keys, also several of them or inside a key. No key of an EfficientNet has such a part.
+WRAPPER_PARTS = {"module", "_orig_mod", "model"}
 
 
 def run_name(prefix: str, encoder: str, fold: int) -> str:
@@ -55,17 +62,47 @@ def load_checkpoint(path: Path) -> dict:
         UserError: the file is missing, is no checkpoint, or holds objects other than
             weights and numbers.
     """
-    checkpoint = read_weights(path)
-    if not isinstance(checkpoint.get("state_dict"), dict):
+    entries = read_weights(path)
+    weights = _find_weights(entries)
+    if weights is None:
+        names = ", ".join(map(str, entries)) or "nothing"
         raise UserError(
-            f"{path}: holds no `state_dict`; it is not one of this project's or the "
-            "winner's checkpoints"
+            f"{path}: holds no `state_dict` and no weights by name, but "
+            f"{one_line(names, 100)}; give one of this project's or the winner's "
+            "checkpoints, or plain weights of such a network"
         )
-    checkpoint["state_dict"] = {
-        str(key).removeprefix("module."): value
-        for key, value in checkpoint["state_dict"].items()
-    }
-    return checkpoint
+    if weights is entries:  # weights alone
+        entries = {}
+    others = {key: value for key, value in entries.items() if key not in WRAPPERS}
+    return {**others, "state_dict": _without_wrapper_parts(path, weights)}
+
+
+def _find_weights(entries: dict) -> dict | None:
+    """The weights by name: the entries themselves, or what they have as `WRAPPERS`."""
+    weights: object = entries
+    for _ in range(4):  # files nest them twice; a damaged one may contain itself
+        if not isinstance(weights, dict):
+            return None
+        wrapper = next((name for name in WRAPPERS if name in weights), None)
+        if wrapper is None:
+            is_alone = any(isinstance(each, torch.Tensor) for each in weights.values())
+            return weights if is_alone or weights is not entries else None
+        weights = weights[wrapper]
+    return None
+
+
+def _without_wrapper_parts(path: Path, weights: dict) -> dict:
+    shortened: dict = {}
+    for key, value in weights.items():
+        parts = str(key).split(".")
+        name = ".".join(part for part in parts if part not in WRAPPER_PARTS)
+        if name in shortened:
+            raise UserError(
+                f"{path}: holds two networks ({one_line(name, 100)} is there twice); "
+                "save the weights of one of them"
+            )
+        shortened[name] = value
+    return shortened
 
 
 def load_classifier(path: Path) -> tuple[DeepFakeClassifier, InputSettings]:
@@ -81,9 +118,40 @@ def load_classifier(path: Path) -> tuple[DeepFakeClassifier, InputSettings]:
         model.load_state_dict(checkpoint["state_dict"])
     # TypeError and AttributeError: entries that are not tensors
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not weights of {encoder} ({reason})") from error
+        reason = _describe_misfit(model.state_dict(), checkpoint["state_dict"])
+        raise UserError(
+            f"{path}: not weights of {encoder}: {reason or one_line(error)}; give the "
+            "whole network's weights, under the name or with the settings of their "
+            "encoder"
+        ) from error
     return model.eval(), settings
+
+
+def _describe_misfit(expected: dict, weights: dict) -> str:
+    """In what weights differ from those of a network: how many entries, and which."""
+    shared = [key for key in expected if key in weights]
+    other_shapes = [
+        key
+        for key in shared
+        if getattr(weights[key], "shape", None) != expected[key].shape
+    ]
+    differences = {
+        f"of {len(expected):,} entries are missing": [
+            key for key in expected if key not in weights
+        ],
+        "have no place in it": [key for key in weights if key not in expected],
+        "are no tensors of its shape": other_shapes,
+    }
+    return ", ".join(
+        f"{len(keys):,} {what} ({_first(keys)})"
+        for what, keys in differences.items()
+        if keys
+    )
+
+
+def _first(keys: list[str], count: int = 2) -> str:
+    names = ", ".join(one_line(key, 60) for key in keys[:count])
+    return f"{names}, …" if len(keys) > count else names
 
 
 def _encoder_and_input(path: Path, checkpoint: dict) -> tuple[str, InputSettings]:
@@ -97,7 +165,8 @@ def _encoder_and_input(path: Path, checkpoint: dict) -> tuple[str, InputSettings
             config = Config(**checkpoint["config"])
         except (ValidationError, TypeError) as error:
             raise UserError(
-                f"{path}: made by another version of this project ({error})"
+                f"{path}: made by another version of this project, or by another "
+                f"program ({one_line(error)}); use the version that made it"
             ) from error
         return config.encoder, config.input
     match = re.search(

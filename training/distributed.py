@@ -16,12 +16,15 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from runtime.cli import MachineError
-from runtime.device import pick_device
+from runtime.cli import MachineError, UserError
+from runtime.device import count_gpus, pick_device
 from runtime.process import die_with_parent
 
 # For a process that does not answer although its connection is not broken.
 TIMEOUT = timedelta(minutes=10)
+# What torchrun sets for each process.
+RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,29 @@ class World:
             dist.barrier()
 
 
+def local_world_size() -> int:
+    """The number of training processes on this machine.
+
+    Raises:
+        UserError: the environment variable is not a number.
+    """
+    return _number_from_environment("LOCAL_WORLD_SIZE", default=1, minimum=1)
+
+
 @contextmanager
-def init_distributed(device: str | None = None) -> Iterator[World]:
+def init_distributed(device: str = "auto") -> Iterator[World]:
     """Join torchrun's process group; without torchrun, give a world of one process.
 
     Args:
-        device: "cpu" or "cuda"; None: the GPU if there is one.
+        device: a `--device` value.
 
     Raises:
-        MachineError: another process of the group ended.
+        UserError: only some of torchrun's environment variables are there.
+        MachineError: there is no such device, there are fewer GPUs than processes, or
+            another process of the group did not come or ended.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    name = pick_device(device or "auto")
-    own = torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+    rank, size, local_rank = _read_ranks()
+    own = _own_device(pick_device(device), size, local_rank)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     if size == 1:
@@ -93,7 +104,17 @@ def init_distributed(device: str | None = None) -> Iterator[World]:
         return
     # torchrun leaves its processes running if it is killed
     die_with_parent()
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        backend = "nccl" if own.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (dist.DistError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        address = ":".join(os.environ[name] for name in ADDRESS)
+        raise MachineError(
+            f"process {rank} of {size} does not reach the others at {address}; start "
+            "all of them by torchrun, with a name and a port that each node can reach "
+            f"({reason})"
+        ) from error
     try:
         yield World(rank, size, own)
     except RuntimeError as error:
@@ -107,3 +128,61 @@ def init_distributed(device: str | None = None) -> Iterator[World]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _read_ranks() -> tuple[int, int, int]:
+    """Rank, world size and local rank from torchrun's environment variables.
+
+    Raises:
+        UserError: they are left over from another program, or incomplete.
+    """
+    size = _number_from_environment("WORLD_SIZE", default=1, minimum=1)
+    rank = _number_from_environment("RANK", default=0, minimum=0)
+    local_rank = _number_from_environment("LOCAL_RANK", default=0, minimum=0)
+    found = [name for name in RANKS if name in os.environ]
+    if rank >= size or local_rank > rank:
+        values = ", ".join(f"{name}={os.environ[name]}" for name in found)
+        raise UserError(f"{values} in the environment do not fit; {_unset(found)}")
+    needed = ("WORLD_SIZE", "RANK", *ADDRESS)
+    missing = [name for name in needed if not os.environ.get(name)]
+    if size > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not there; {_unset(found)}"
+        )
+    return rank, size, local_rank
+
+
+def _own_device(name: str, size: int, local_rank: int) -> torch.device:
+    """This process's device. With several processes, each has the GPU of its number."""
+    if name == "cpu" or size == 1:
+        return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        raise UserError(
+            f"--device {name}: of {size} processes each takes a GPU of its own; write "
+            "--device cuda, and choose the GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        processes = max(local_world_size(), local_rank + 1)
+        raise MachineError(
+            f"{processes} processes on this machine, but PyTorch finds "
+            f"{count_gpus(count)}; start as many processes as GPUs (./train.sh DATA "
+            f"{count}, or torchrun --nproc_per_node={count}), or use --device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _number_from_environment(name: str, default: int, minimum: int) -> int:
+    text = os.environ.get(name, str(default))
+    # isdecimal is true of other scripts' digits too, which int() reads as well
+    if not text.isdecimal() or int(text) < minimum:
+        raise UserError(
+            f"{name} is {text!r} in the environment, not a number of at least "
+            f"{minimum}; {_unset([name])}"
+        )
+    return int(text)
+
+
+def _unset(names: list[str]) -> str:
+    return f"unset {' '.join(names)}, or start by torchrun"

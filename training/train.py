@@ -19,6 +19,7 @@ import argparse
 import csv
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,11 +28,12 @@ from pathlib import Path
 import cv2
 import torch
 import yaml
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_info
 from tqdm import tqdm
 
 from preprocessing.crop_table import FORMATS, CropTable, read_crop_table
 from runtime.cli import MachineError, UserError, make_parser, non_negative_int, run_main
+from runtime.device import add_device_option
 from runtime.files import atomic_file, open_csv, write_csv, write_errors
 from runtime.process import block_sigint, die_with_parent, tune_malloc
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
@@ -44,9 +46,19 @@ from training.dataset import (
     collate,
     train_val_split,
 )
-from training.distributed import World, init_distributed
+from training.distributed import TIMEOUT, World, init_distributed, local_world_size
 from training.losses import video_losses
 from training.trainer import NonFiniteError, Trainer
+from training.weights_file import one_line
+
+# Loader processes hand over their batches here, where there is such a folder.
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY_HINT = (
+    "start a container with --ipc=host or a larger --shm-size (docker run), or use "
+    "--workers 0"
+)
+# Seconds to wait for a batch; less than for another process, which then waits too.
+LOADER_TIMEOUT = 0.8 * TIMEOUT.total_seconds()
 
 
 def train_epoch(
@@ -151,7 +163,8 @@ def make_loader(
         batch_size,
         sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_to_share,
+        timeout=LOADER_TIMEOUT if workers else 0,
         drop_last=sampler is not None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_init_loader_worker,
@@ -160,6 +173,39 @@ def make_loader(
         # its own generator, so that the global one does not depend on `workers`
         generator=torch.Generator(),
     )
+
+
+def check_shared_memory(loaders: Sequence[DataLoader], size: int) -> None:
+    """Refuse to begin where the loaders' batches do not fit in shared memory.
+
+    Counted are the images that all training processes of this machine prefetch.
+
+    Args:
+        size: of the images, in pixels.
+
+    Raises:
+        MachineError: there is less free space.
+    """
+    images = 0
+    for loader in loaders:
+        batches = loader.num_workers * (loader.prefetch_factor or 0)
+        images += min(batches, len(loader)) * (loader.batch_size or 0)
+    needed = images * size * size * 3 * local_world_size()
+    free = free_shared_memory()
+    if free is not None and needed > free:
+        raise MachineError(
+            f"{SHARED_MEMORY} has {free / 1e6:,.0f} MB free, but the images that the "
+            f"loader processes prefetch take up to {needed / 1e6:,.0f} MB; "
+            f"{SHARED_MEMORY_HINT} or fewer than {loaders[0].num_workers}"
+        )
+
+
+def free_shared_memory() -> int | None:
+    """Free bytes of `SHARED_MEMORY`; None where there is no such folder."""
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return None
 
 
 def train(options: argparse.Namespace, config: Config, world: World) -> None:
@@ -196,6 +242,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     train_set = TrainingCrops(training, config)
     train_loader = make_loader(train_set, options.workers, config.batch_size, sampler)
     val_loader = _make_validation_loader(trainer, validation, options.workers)
+    check_shared_memory([train_loader, val_loader], config.input.size)
     if world.is_main:
         _print_summary(name, trainer, training, validation, start)
         _save_arguments(log, options, config)
@@ -263,6 +310,41 @@ def _save_epoch(
         f"epoch {row['epoch']}: validation loss {row['val_loss']:.4f} "
         f"(fake {row['val_fake_loss']:.4f}, real {row['val_real_loss']:.4f}), "
         f"best {entries['bce_best']:.4f}"
+    )
+
+
+def _collate_to_share(samples: list[dict]) -> dict:
+    """`collate`; in a loader process, with the images in shared memory.
+
+    PyTorch would move them there, but in a thread whose error for lack of space only
+    is printed, so that the training process waits for the batch.
+    """
+    batch = collate(samples)
+    if get_worker_info() is not None:
+        batch["image"].share_memory_()
+    return batch
+
+
+def _describe_loader_error(error: RuntimeError) -> str | None:
+    """What is wrong with the loader processes; None if the error is another."""
+    text = str(error)
+    if "DataLoader timed out" in text:
+        return (
+            f"no batch came from the loader processes for {LOADER_TIMEOUT / 60:.0f} "
+            "minutes; look whether the disk of the data answers. If "
+            f"{SHARED_MEMORY} is full, {SHARED_MEMORY_HINT}"
+        )
+    if "DataLoader worker" not in text and "Pin memory thread" not in text:
+        return None
+    if "shared memory" in text:
+        # PyTorch puts the traceback of the loader process before the message
+        reason = text.rpartition("RuntimeError: ")[2]
+        return f"{SHARED_MEMORY} is full ({one_line(reason)}); {SHARED_MEMORY_HINT}"
+    if text.startswith("Caught "):
+        return None
+    return (
+        f"{one_line(text)} A data loader process ended; if it ran out of memory, use "
+        "fewer --workers"
     )
 
 
@@ -415,7 +497,7 @@ def _append_metrics(log: Path, row: dict) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = local_world_size()
     parser = make_parser(__doc__)
     parser.add_argument(
         "--config",
@@ -472,14 +554,11 @@ def main(argv: list[str] | None = None) -> int:
         default=min(6, max(1, (os.cpu_count() or 1) // processes)),
         help="loader processes for each training process",
     )
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        help="if not given, the GPU if there is one",
-    )
+    add_device_option(parser)
     parser.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="override settings of the config file",
@@ -490,11 +569,11 @@ def main(argv: list[str] | None = None) -> int:
         with init_distributed(options.device) as world:
             train(options, config, world)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        reason = _describe_loader_error(error)
+        if reason is None:
             raise
         raise MachineError(
-            f"{error} A data loader process ended; if it ran out of memory, use fewer "
-            "--workers. The same command resumes after the last epoch"
+            f"{reason}. The same command resumes after the last epoch"
         ) from error
     return 0
 
