@@ -110,7 +110,8 @@ def extract_faces(
     find_faces(batch)
     faces.inputs = {size: np.stack(images) for size, images in zip(sizes, zip(*crops))}
     if not read:
-        raise VideoError(f"{path}: none of {len(numbers)} frames could be decoded")
+        reason = f"none of {len(numbers)} frames could be decoded"
+        raise VideoError(f"{path}: {'; '.join([*info.notes, reason])}")
     reasons = [*info.notes]
     if read < len(numbers):
         reasons.append(f"only {read} of {len(numbers)} frames could be decoded")

@@ -335,8 +335,11 @@ def open_video(path: Path) -> av.container.InputContainer:
 
 def _other_container(path: Path) -> str:
     """What to do with a container that is not opened, told by its first bytes."""
-    with open(path, "rb") as file:
-        head = file.read(1024)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return ""
     # MPEG-TS: a sync byte every 188 bytes, or every 192 after a timestamp of 4
     for start, step in ((0, 188), (4, 192)):
         if len(head) > start + 2 * step and set(head[start::step]) == {0x47}:

@@ -60,8 +60,8 @@ def pick_device(name: str) -> str:
     if number >= count:
         last = f" to cuda:{count - 1}" if count > 1 else ""
         raise MachineError(
-            f"--device {name}: {meant}PyTorch finds {count_gpus(count)} here; use cuda:0"
-            f"{last}, or auto{_visible_devices()}"
+            f"--device {name}: {meant}PyTorch finds {count_gpus(count)} here; "
+            f"use cuda:0{last}, or auto{_visible_devices()}"
         )
     if written != name:
         raise MachineError(f"--device {name}: write {written}")

@@ -216,7 +216,7 @@ CASES = [
            REFUSED, ".")
       for share in (1, 10)),
     Case("damaged", "index in front, cut at 50.mp4", cut(0.5, True), REFUSED,
-         "none of 24 frames"),
+         r"it holds \d+ of 24 frames; none of \d+ frames could be decoded"),
     *(Case("damaged", f"index in front, cut at {share}.mp4", cut(share / 100, True),
            PARTLY, SOME)
       for share in (90, 99)),
@@ -306,9 +306,9 @@ CASES = [
     Case("hostile", "larger than announced.avi", larger_than_announced, REFUSED,
          "announces frames of 9000x9000"),
     Case("hostile", "announces ten hours.mp4", many_samples(900_000), REFUSED,
-         "none of 32 frames"),
+         r"none of \d frames"),
     Case("hostile", "announces four billion frames.mp4", many_samples(2**32 - 1),
-         REFUSED, "none of 32 frames"),
+         REFUSED, "the video holds no frames"),
     Case("hostile", "ten hours.mp4", ten_hours, REFUSED, NO_FACE),
 ]
 # fmt: on

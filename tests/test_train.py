@@ -529,7 +529,6 @@ class Slow(Blank):
         time.sleep(60)
 
 
-@pytest.mark.slow
 def test_the_wait_for_a_batch_ends(monkeypatch):
     assert train.make_loader(Blank(), 0, 2).timeout == 0
     monkeypatch.setattr(train, "LOADER_TIMEOUT", 1)

@@ -142,7 +142,7 @@ def _read_ranks() -> tuple[int, int, int]:
     found = [name for name in RANKS if name in os.environ]
     if rank >= size or local_rank > rank:
         values = ", ".join(f"{name}={os.environ[name]}" for name in found)
-        raise UserError(f"{values} in the environment do not fit; {_unset(found)}")
+        raise UserError(f"{values} in the environment cannot be; {_unset(found)}")
     needed = ("WORLD_SIZE", "RANK", *ADDRESS)
     missing = [name for name in needed if not os.environ.get(name)]
     if size > 1 and missing:
