@@ -10,6 +10,7 @@ All machines must see the data and this project under the same paths, and have t
 project's requirements and Ray installed.
 """
 
+import logging
 import os
 import re
 import socket
@@ -223,7 +224,7 @@ def _connect(address: str | None) -> Any:
             socket.create_connection(target, timeout=10).close()
         ray.init(
             address,
-            logging_level="warning",
+            logging_level=logging.WARNING,
             include_dashboard=None if address else False,
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
         )

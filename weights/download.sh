@@ -4,6 +4,8 @@
 # Needs curl. Run it again after an interruption: it goes on where it was. A file is kept, and one that is here already
 # is accepted, only with the size and the SHA-256 sum of manifest.csv.
 set -euo pipefail
+[[ ${1:-} == -h || ${1:-} == --help ]] && sed -n '2,5s/^# *//p' "$0" && exit 0
+[[ $# == 0 ]] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
 cd -- "$(dirname -- "$0")"
 release=${RELEASE_URL:-https://github.com/selimsef/dfdc_deepfake_challenge/releases/download/0.0.1}
 
