@@ -132,6 +132,8 @@ def make_video(
     import numpy as np
     import skimage.data
 
+    from preprocessing.video import X264_OPTIONS
+
     portrait = cv2.resize(skimage.data.astronaut(), (height * 2 // 3, height * 2 // 3))
     if fake:
         portrait = cv2.GaussianBlur(portrait, (0, 0), 3)
@@ -142,7 +144,9 @@ def make_video(
     side = len(portrait)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
-            "libx264", rate=30, options={"crf": "23", "preset": "veryfast"}
+            "libx264",
+            rate=30,
+            options=X264_OPTIONS | {"crf": "23", "preset": "veryfast"},
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(int(seconds * 30)):

@@ -22,6 +22,7 @@ import numpy as np
 
 from demo.actors import FRAME_SIZE, Scene, make_actor
 from demo.face_swap import FaceSwap
+from preprocessing.video import X264_OPTIONS
 from runtime.cli import (
     UserError,
     fraction,
@@ -110,7 +111,7 @@ def make_clip(clip: Clip) -> None:
         video = container.add_stream(
             "libx264",
             rate=FRAMES_PER_SECOND,
-            options={"crf": "20", "preset": "veryfast", "threads": "1"},
+            options=X264_OPTIONS | {"crf": "20", "preset": "veryfast"},
         )
         video.width, video.height = FRAME_SIZE
         video.pix_fmt = "yuv420p"

@@ -4,6 +4,10 @@
 #   make demo
 # All output goes to demo/out. Existing output is kept; delete the folder to start over.
 set -euo pipefail
+if [[ $# != 0 ]]; then
+    sed -n '2,5s/^# *//p' "$0"
+    [[ $1 == -h || $1 == --help ]] && exit 0 || exit 2
+fi
 cd -- "$(dirname -- "$0")/.."
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
 out=demo/out

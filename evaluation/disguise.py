@@ -29,7 +29,7 @@ from evaluation.perturbations import NONE, PERTURBATIONS, draw_strength
 from evaluation.score import read_label_rows, read_labels
 from inference.predict import find_videos
 from preprocessing.frame import frame_to_rgb
-from preprocessing.video import choose_stream, decode, open_video
+from preprocessing.video import X264_OPTIONS, choose_stream, decode, open_video
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
 from runtime.executor import add_executor_options, executor_options, map_items
 from runtime.files import atomic_file, write_csv
@@ -98,7 +98,7 @@ def _encode(
         atomic_file(target) as temporary,
         av.open(str(temporary), "w", format="mp4") as output,
     ):
-        options = {"crf": str(rate_factor), "preset": "veryfast", "threads": "1"}
+        options = X264_OPTIONS | {"crf": str(rate_factor), "preset": "veryfast"}
         stream = output.add_stream("libx264", rate=rate, options=options)
         stream.pix_fmt = "yuv420p"
         first = next(frames, None)
@@ -243,9 +243,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"{labels_file}: names none of the videos in {options.test_dir}"
         )
-    jobs = plan(
-        videos, options.kinds, options.per_video, options.seed, options.output_dir
-    )
+    kinds = list(dict.fromkeys(options.kinds))
+    jobs = plan(videos, kinds, options.per_video, options.seed, options.output_dir)
     todo = [job for job in jobs if not job[2].exists()]
     failed: set[Path] = set()
     for (_, _, target), _, error in map_items(

@@ -17,6 +17,7 @@ Method: log loss as on Kaggle, natural and clipped at 1e-15; weighted precision 
        the videos (Efron 1979).
 """
 
+import argparse
 import json
 import math
 import os
@@ -41,7 +42,6 @@ from preprocessing.dfdc import LABELS, read_metadata
 from preprocessing.video import SUFFIXES
 from runtime.cli import (
     UserError,
-    fraction,
     make_parser,
     non_negative_int,
     positive_float,
@@ -397,6 +397,8 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
 
 def _parse_number(text: str) -> float:
     """A number with a decimal point or a decimal comma."""
+    if "_" in text:  # which Python allows between digits
+        raise ValueError(f"{text} is no number")
     has_comma = text.count(",") == 1 and "." not in text
     return float(text.replace(",", ".") if has_comma else text)
 
@@ -475,6 +477,13 @@ def _read_rows(path: Path) -> dict[str, dict[str, str]]:
     return {row["filename"]: row for row in rows}
 
 
+def _clip_distance(text: str) -> float:
+    """An argparse type: a number from 0 to below 0.5."""
+    if not 0 <= (value := float(text)) < 0.5:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 0.5")
+    return value
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--submission", type=Path, required=True)
@@ -495,9 +504,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--clip",
-        type=fraction,
+        type=_clip_distance,
         default=CLIP,
-        help="minimum distance from 0 and 1 in the log loss",
+        help="minimum distance from 0 and 1 in the log loss, below 0.5",
     )
     parser.add_argument(
         "--alpha",
@@ -518,6 +527,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     probabilities = read_submission(options.submission)
     labels = read_labels(options.labels)
+    columns = {
+        column: read_column(options.labels, column) for column in options.group_by
+    }
     probabilities = match_names(probabilities, labels)
     settings = {
         "clip": options.clip,
@@ -532,8 +544,7 @@ def main(argv: list[str] | None = None) -> int:
         "from 0 and 1"
     )
     results: dict = {"settings": settings, "all": scores.as_json(), "groups": {}}
-    for column in dict.fromkeys(options.group_by):
-        values = read_column(options.labels, column)
+    for column, values in columns.items():
         groups = score_groups(probabilities, labels, values, **settings)
         for value, group in groups.items():
             print(f"{column} {value}: {group}")

@@ -19,7 +19,13 @@ import av
 from preprocessing.dataset import Video
 from preprocessing.dfdc import read_dataset
 from preprocessing.step import run_step, step_parser
-from preprocessing.video import VideoError, choose_stream, decode, open_video
+from preprocessing.video import (
+    X264_OPTIONS,
+    VideoError,
+    choose_stream,
+    decode,
+    open_video,
+)
 from runtime.cli import UserError, run_main
 from runtime.files import atomic_file
 
@@ -49,7 +55,7 @@ def compress_video(video: Video, output: Path, seed: int) -> None:
             encoder = target.add_stream(
                 "libx264",
                 rate=rate,
-                options={"crf": str(rate_factor), "threads": "1"},
+                options=X264_OPTIONS | {"crf": str(rate_factor)},
             )
             encoder.width = stream.width - stream.width % 2
             encoder.height = stream.height - stream.height % 2

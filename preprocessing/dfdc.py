@@ -86,14 +86,15 @@ def read_metadata(path: Path) -> dict[str, dict]:
         UserError: the file cannot be read or is not a JSON object of objects.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        entries = json.loads(text, object_pairs_hook=_unique_keys)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); unpack this part again"
+            f"{path}: cannot be read ({error.strerror}); download or unpack it again"
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: not JSON ({error}); unpack this part again"
+            f"{path}: not JSON ({error}); correct it, or download it again"
         ) from error
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) for entry in entries.values()
@@ -101,6 +102,16 @@ def read_metadata(path: Path) -> dict[str, dict]:
         raise UserError(
             f'{path}: must map each file name to an object such as {{"label": "REAL"}}'
         )
+    return entries
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; of two values with one name the reader would keep the last."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {twice!r} twice")
     return entries
 
 

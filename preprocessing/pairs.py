@@ -5,6 +5,7 @@ frames more or less at the end. Other data sets and re-encoded copies need not.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -44,7 +45,7 @@ def match_original(
     """
     if not video.is_fake or video.original_path is None:
         return None, []
-    original = probe(video.original_path)
+    original = _probe_original(video.original_path)
     name = video.original
     if abs(info.fps - original.fps) > MAX_RATE_DIFFERENCE * original.fps:
         raise UserError(
@@ -81,6 +82,10 @@ def match_original(
             )
         notes.append(f"{lengths}; they show the same moments from the start")
     return size, notes
+
+
+# DFDC has five fakes of each original
+_probe_original = lru_cache(maxsize=4096)(probe)
 
 
 def scale_frame(frame: np.ndarray, size: Size | None) -> np.ndarray:

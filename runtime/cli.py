@@ -13,6 +13,7 @@ import io
 import multiprocessing
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 
@@ -94,6 +95,16 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a fraction from 0 to 1")
     return value
+
+
+def one_line(message: object, width: int = 200) -> str:
+    """A message in one line of at most `width` characters, cut between words."""
+    printable = "".join(
+        each if each.isprintable() or each.isspace() else "?" for each in str(message)
+    )
+    text = " ".join(printable.split())
+    short = textwrap.shorten(text, width, placeholder=" …", break_on_hyphens=False)
+    return f"{text[: width - 1]}…" if short == "…" else short  # a single long word
 
 
 # Called before the process exits: what is in here owns other processes.

@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from demo.make_dataset import Clip, make_clip
+from preprocessing.video import X264_OPTIONS
 
 REAL, FAKE, LONE = "aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc"
 
@@ -50,6 +51,8 @@ def write_video(
         aspect: of a pixel, width to height.
         options: FFmpeg's options of the encoder.
     """
+    if codec == "libx264":
+        options = X264_OPTIONS | options
     with av.open(str(path), "w", options=container or {}) as target:
         stream = target.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames[0].shape[:2]
@@ -75,7 +78,8 @@ def write_streams(path: Path, films: Sequence[list[np.ndarray]], **chosen) -> Pa
     with av.open(str(path), "w") as target:
         streams = []
         for codec, frames in zip(codecs, films):
-            stream = target.add_stream(codec, rate=25)
+            options = X264_OPTIONS if codec == "libx264" else {}
+            stream = target.add_stream(codec, rate=25, options=options)
             stream.height, stream.width = frames[0].shape[:2]
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             streams.append(stream)

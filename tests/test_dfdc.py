@@ -57,6 +57,11 @@ def test_a_good_folder(tmp_path):
     "entries, files, words",
     [
         ("{not json", [], ["metadata.json", "not JSON"]),
+        (
+            '{"x.mp4": {"label": "REAL"}, "x.mp4": {"label": "FAKE"}}',
+            [],
+            ["metadata.json", "'x.mp4' twice"],
+        ),
         ("[1, 2]", [], ["metadata.json", "must map each file name"]),
         (
             {"x.mp4": {"split": "train"}},

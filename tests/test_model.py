@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import Normalize as TorchvisionNormalize
 
-from runtime.cli import UserError
+from runtime.cli import UserError, one_line
 from training.checkpoint import (
     load_checkpoint,
     load_classifier,
@@ -25,7 +25,7 @@ from training.checkpoint import (
 )
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier, Normalize
-from training.weights_file import one_line, read_weights
+from training.weights_file import read_weights
 
 B0 = "tf_efficientnet_b0.ns_jft_in1k"
 

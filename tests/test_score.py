@@ -199,6 +199,8 @@ FAKE = "filename,label\na,1\n"  # the labels of one fake
             FAKE,
             "s.csv: a: the label 'half' is not a number",
         ),
+        ("filename,label\na,0_1\n", FAKE, "'0_1' is not a number"),
+        ("filename,label\na,0.5\n", "filename,label\na,0_1\n", "l.csv: a: .*'0_1'"),
         ("filename,label\na,1.5\n", FAKE, "s.csv: a: .* from 0 to 1"),
         ("filename,label\na,nan\n", FAKE, "s.csv: a: .* from 0 to 1"),
         (
@@ -239,6 +241,13 @@ def test_mistakes_name_the_file(tmp_path, submission, labels, words):
     with pytest.raises(UserError, match=words) as raised:
         scorer.main(arguments)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("distance", ["0.5", "0.7", "-0.1", "nan"])
+def test_a_clip_that_would_turn_probabilities_round(distance, capsys):
+    with pytest.raises(SystemExit):
+        scorer.main(["--submission=s", "--labels=l", f"--clip={distance}"])
+    assert f"{distance} is not a number from 0 to below 0.5" in capsys.readouterr().err
 
 
 PLAIN = "filename,label\na.mp4,0.9\nb.mp4,0.2\n"

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from runtime.cli import UserError
+from runtime.cli import UserError, one_line
 from runtime.files import atomic_file
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
-from training.weights_file import SAFETENSORS, one_line, read_weights
+from training.weights_file import SAFETENSORS, read_weights
 
 NETWORK = "DeepFakeClassifier"
 # The entries that weights may be under, also nested: `state_dict` of `model`.

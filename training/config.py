@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from preprocessing.crops import MARGIN_PARTS
 from preprocessing.faces import INFERENCE_THRESHOLDS
-from runtime.cli import UserError
+from runtime.cli import UserError, one_line
 
 Rgb = tuple[float, float, float]
 MAX_BASES = 10  # files that refer to one another by `base`
@@ -198,8 +198,7 @@ def _parse(text: str | bytes, source: object) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{source}: not YAML: {reason}") from error
+        raise UserError(f"{source}: not YAML: {one_line(error, 300)}") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from runtime.cli import UserError
+from runtime.cli import UserError, one_line
 from training.weights_file import read_weights
 
 EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"
@@ -138,7 +138,7 @@ def _from_efficientnet_pytorch(
 
 def _download_failed(name: str, error: Exception) -> str:
     return (
-        f"the ImageNet weights of {name} could not be downloaded ({_one_line(error)}); "
+        f"the ImageNet weights of {name} could not be downloaded ({one_line(error)}); "
         "download them elsewhere and set `pretrained` to the file, or to `none` to "
         "train from scratch"
     )
@@ -155,9 +155,5 @@ def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
         encoder.load_state_dict(entries.get("state_dict", entries))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
-            f"pretrained: {path}: not weights of this encoder ({_one_line(error)})"
+            f"pretrained: {path}: not weights of this encoder ({one_line(error)})"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

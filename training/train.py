@@ -32,7 +32,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_in
 from tqdm import tqdm
 
 from preprocessing.crop_table import FORMATS, CropTable, read_crop_table
-from runtime.cli import MachineError, UserError, make_parser, non_negative_int, run_main
+from runtime.cli import (
+    MachineError,
+    UserError,
+    make_parser,
+    non_negative_int,
+    one_line,
+    run_main,
+)
 from runtime.device import add_device_option
 from runtime.files import atomic_file, open_csv, write_csv, write_errors
 from runtime.process import block_sigint, die_with_parent, tune_malloc
@@ -49,7 +56,6 @@ from training.dataset import (
 from training.distributed import TIMEOUT, World, init_distributed, local_world_size
 from training.losses import video_losses
 from training.trainer import NonFiniteError, Trainer
-from training.weights_file import one_line
 
 # Loader processes hand over their batches here, where there is such a folder.
 SHARED_MEMORY = Path("/dev/shm")

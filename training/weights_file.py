@@ -10,7 +10,6 @@ checkpoints contain one.
 import json
 import re
 import struct
-import textwrap
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch
 from numpy._core.multiarray import scalar
 from safetensors import SafetensorError, safe_open
 
-from runtime.cli import UserError
+from runtime.cli import UserError, one_line
 
 SAFETENSORS = ".safetensors"
 # How a NumPy scalar is pickled. NumPy 1 wrote the first module name, NumPy 2 writes the
@@ -83,16 +82,6 @@ def read_weights(path: Path) -> dict:
             f"{path}: holds a {type(entries).__name__}, not weights by name"
         )
     return entries
-
-
-def one_line(message: object, width: int = 200) -> str:
-    """A message in one line of at most `width` characters, cut between words."""
-    printable = "".join(
-        each if each.isprintable() or each.isspace() else "?" for each in str(message)
-    )
-    text = " ".join(printable.split())
-    short = textwrap.shorten(text, width, placeholder=" …", break_on_hyphens=False)
-    return f"{text[: width - 1]}…" if short == "…" else short  # a single long word
 
 
 def _head(path: Path) -> bytes:
