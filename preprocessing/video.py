@@ -38,7 +38,7 @@ OTHER_SUFFIXES = (
 # Of every x264 encoder here, so that it writes the same bytes at each run and on every
 # processor with AVX2: x264's AVX-512 code, in PyAV 17, gives others from run to run.
 X264_OPTIONS = {"threads": "1"}
-if cv2.checkHardwareSupport(cv2.CPU_AVX2):
+if cv2.checkHardwareSupport(11):  # CV_CPU_AVX2
     X264_OPTIONS["x264-params"] = "asm=avx2"
 MAX_NAMES = 3  # of unused files in a message
 ATTACHED_PICTURE = av.stream.Disposition.attached_pic
