@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 
 from inference.aggregate import ensemble_label
-from preprocessing import dfdc, layout
 from preprocessing.crops import crop_face, write_image
+from preprocessing.datasets import dfdc, layout
 from preprocessing.faces import (
     INFERENCE_THRESHOLDS,
     LANDMARK_THRESHOLDS,
@@ -133,7 +133,7 @@ def _make_diffs(root, video):
 def make_folds(root):
     rows = []
     for video in dfdc.read_dataset(root).videos:
-        label, fold = int(video.is_fake), video.part // 3
+        label, fold = int(video.is_fake), video.fold
         for path in sorted(layout.crops_dir(root, video.name).glob("*.png")):
             frame = path.stem.split("_")[0]
             rows.append([video.name, path.name, label, video.original, frame, fold])

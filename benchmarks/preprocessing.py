@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks import plain
 from benchmarks.measure import make_video, ratio_rows, run_module, time_once
-from preprocessing.dfdc import read_dataset
+from preprocessing.datasets.dfdc import read_dataset
 from preprocessing.video import choose_stream, decode, open_video
 from runtime.cli import make_parser, positive_int
 from runtime.results import print_results

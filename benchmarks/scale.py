@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.measure import measure_in_new_process
 from preprocessing.crop_table import read_crop_table
-from preprocessing.dfdc import read_dataset
+from preprocessing.datasets.dfdc import read_dataset
 from preprocessing.layout import boxes_path, crops_dir
 from runtime.cli import make_parser, positive_int
 from runtime.results import print_results

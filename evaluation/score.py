@@ -38,7 +38,8 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from preprocessing.dfdc import LABELS, read_metadata
+from preprocessing.dataset import parse_label, parse_number
+from preprocessing.datasets.dfdc import read_metadata
 from preprocessing.video import SUFFIXES
 from runtime.cli import (
     UserError,
@@ -308,7 +309,7 @@ def read_submission(path: Path) -> dict[str, float]:
     for name, row in _read_rows(path).items():
         text = row["label"]
         try:
-            probability = _parse_number(text)
+            probability = parse_number(text)
         except ValueError as error:
             raise UserError(
                 f"{path}: {name}: the label {text!r} is not a number"
@@ -331,7 +332,7 @@ def read_labels(path: Path) -> dict[str, int]:
     for name, row in read_label_rows(path).items():
         label = row.get("label")
         try:
-            labels[name] = _parse_label(str(label).strip())
+            labels[name] = parse_label(str(label).strip())
         except ValueError as error:
             raise UserError(
                 f"{path}: {name}: the label {label!r} must be 0, 1, REAL or FAKE"
@@ -393,24 +394,6 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
         is_video = ending.lower() in SUFFIXES
         groups.setdefault(stem if is_video else name.strip(), []).append(name)
     return groups
-
-
-def _parse_number(text: str) -> float:
-    """A number with a decimal point or a decimal comma."""
-    if "_" in text:  # which Python allows between digits
-        raise ValueError(f"{text} is no number")
-    has_comma = text.count(",") == 1 and "." not in text
-    return float(text.replace(",", ".") if has_comma else text)
-
-
-def _parse_label(text: str) -> int:
-    """0 or 1 of a number or a word of `LABELS` in any case; else a ValueError."""
-    if text.upper() in LABELS:
-        return int(LABELS[text.upper()])
-    number = _parse_number(text)
-    if number not in (0, 1):
-        raise ValueError(f"{text} is no class")
-    return int(number)
 
 
 def _nan_if_one_class(metric: Metric, y_true: np.ndarray, y_score: np.ndarray) -> float:

@@ -3,7 +3,9 @@
     python -m inference.predict --test-dir VIDEOS --output submission.csv \\
         --weights-dir weights --models A B …
 
-Reads  the videos in --test-dir (or one video file), the checkpoints WEIGHTS_DIR/MODEL
+Reads  the videos in --test-dir (or one video file), the checkpoints WEIGHTS_DIR/MODEL;
+       --list FILE.csv: which videos, by their paths below --test-dir in the column
+       filename (or path), such as Kaggle's sample_submission.csv
 Writes the submission: filename,label with label = probability of FAKE
        submission.report.csv beside it: why a video has 0.5 or was read only in part
        --faces-csv FILE: every face's score; --report DIR: pages to look at
@@ -18,12 +20,14 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from inference.aggregate import NO_ANSWER, RULES, TOP_FACES
 from inference.ensemble import Ensemble, Prediction, predict_batch, predict_video
 from inference.extraction import VideoFaces, extract_faces
 from inference.report import Report, thumbnail
 from inference.submission import Journal, report_path, write_faces, write_submission
+from preprocessing.datasets.table import resolve_inside
 from preprocessing.video import SUFFIXES, describe_unused, sort_files
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
 from runtime.device import add_device_option
@@ -34,14 +38,91 @@ from runtime.executor import (
     executor_options,
     map_items,
 )
-from runtime.files import file_size
+from runtime.files import file_size, read_csv_rows
 from runtime.workers import GIB
 
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
 
 
-def find_videos(test_dir: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+class TestVideos(NamedTuple):
+    """What is to be predicted.
+
+    paths: of the videos, by the name in the submission.
+    missing: why a listed name has no video.
+    order: all of these names, in the submission's order.
+    unused: by reason the files and folders that are not used.
+    """
+
+    paths: dict[str, Path]
+    missing: dict[str, str]
+    order: list[str]
+    unused: dict[str, list[Path]]
+
+
+def find_test_videos(
+    test_dir: Path, listed: Path | None = None, recursive: bool = False
+) -> TestVideos:
+    """The videos of a folder, or those that a list names, in its order.
+
+    Raises:
+        UserError: there is nothing to predict, or the list cannot be read.
+    """
+    if listed:
+        return _read_list(test_dir, listed)
+    videos, unused = find_videos(test_dir, recursive)
+    top = test_dir if test_dir.is_dir() else test_dir.parent
+    paths = {path.relative_to(top).as_posix(): path for path in videos}
+    return TestVideos(paths, {}, sorted(paths), unused)
+
+
+def _read_list(test_dir: Path, listed: Path) -> TestVideos:
+    """The videos of a list; a name that is there twice counts once."""
+    if not test_dir.is_dir():
+        raise UserError(f"{test_dir}: no such folder; --list names videos in a folder")
+    column, rows = _list_rows(listed)
+    if not rows:
+        raise UserError(f"{listed}: lists no video")
+    paths: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    order: dict[Path, str] = {}
+    for row in rows:
+        name, reason = row[column], ""
+        try:
+            path = resolve_inside(test_dir, name)
+        except UserError as error:
+            path, reason = Path(name), str(error)
+        if path in order:
+            print(
+                f"{listed}: {name} is listed twice; the submission has it once",
+                file=sys.stderr,
+            )
+            continue
+        order[path] = name
+        if not reason and path.is_file():
+            paths[name] = path
+        else:
+            missing[name] = reason or f"listed, but not there, {path}"
+    return TestVideos(paths, missing, [*order.values()], {})
+
+
+def _list_rows(listed: Path) -> tuple[str, list[dict[str, str]]]:
+    """The rows of a list, and the column of its videos: filename or path."""
+    try:
+        return "filename", read_csv_rows(listed, ("filename",))
+    except UserError as error:
+        try:
+            return "path", read_csv_rows(listed, ("path",))
+        except UserError:
+            raise error from None
+
+
+def find_videos(
+    test_dir: Path, recursive: bool = False
+) -> tuple[list[Path], dict[str, list[Path]]]:
     """The videos of a folder, sorted by name, or the one file given.
+
+    Args:
+        recursive: search the folders below it too.
 
     Returns:
         the videos, and by reason the files and folders that are not used.
@@ -53,7 +134,12 @@ def find_videos(test_dir: Path) -> tuple[list[Path], dict[str, list[Path]]]:
         return [test_dir], {}
     if not test_dir.is_dir():
         raise UserError(f"{test_dir}: no such folder or video")
-    videos, unused = sort_files(test_dir.iterdir())
+    found = (
+        (path for path in test_dir.rglob("*") if path.is_file())
+        if recursive
+        else test_dir.iterdir()
+    )
+    videos, unused = sort_files(found)
     if not videos:
         others = "".join(f"; {describe_unused(*each)}" for each in unused.items())
         raise UserError(f"{test_dir}: holds no video ({', '.join(SUFFIXES)}){others}")
@@ -104,25 +190,27 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     Returns:
         the journal's entries by file name.
     """
-    videos, unused = find_videos(options.test_dir)
-    for reason, paths in unused.items():
+    wanted = find_test_videos(options.test_dir, options.list, options.recursive)
+    names = {path: name for name, path in wanted.paths.items()}
+    for reason, paths in wanted.unused.items():
         print(f"{options.test_dir}: {describe_unused(reason, paths)}", file=sys.stderr)
     weights = find_weights(options.weights_dir, options.models or published_models())
     executor = executor_options(options)
     ensemble = Ensemble(weights, "cpu" if executor.is_cluster else options.device)
     report = Report(options.report, options.rule) if options.report else None
     journal = Journal(options.output, _identity(options, weights))
-    todo = [path for path in videos if path.name not in journal.entries]
+    todo = [path for name, path in wanted.paths.items() if name not in journal.entries]
     # large files first keep all workers busy to the end
     todo.sort(key=file_size, reverse=True)
-    if len(todo) < len(videos):
-        done = len(videos) - len(todo)
-        print(f"going on: {done} of {len(videos)} videos are done")
+    if len(todo) < len(names):
+        done = len(names) - len(todo)
+        print(f"going on: {done} of {len(names)} videos are done")
     task, executor = _make_task(options, weights, ensemble, executor)
     found: dict[Path, VideoFaces] = {}
 
-    def keep(predictions: Iterable[Prediction]) -> None:
-        for entry, faces, heatmaps in predictions:
+    def keep(paths: Iterable[Path], predictions: Iterable[Prediction]) -> None:
+        for path, (entry, faces, heatmaps) in zip(paths, predictions):
+            entry["filename"] = names.get(path, str(path))
             if report:
                 if faces.preview is not None:
                     entry["thumbnail"] = thumbnail(faces.preview)
@@ -139,21 +227,27 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
             # a defect or the machine must not become a score of 0.5
             raise error
         if isinstance(result, Prediction):
-            keep([result])
+            keep([path], [result])
             continue
         assert isinstance(result, VideoFaces)
         found[path] = result
         faces_found = sum(len(faces.frames) for faces in found.values())
         if faces_found >= ensemble.min_faces:
-            keep(predict_batch(ensemble, found, options.grad_cam))
+            keep([*found], predict_batch(ensemble, found, options.grad_cam))
             found.clear()
-    keep(predict_batch(ensemble, found, options.grad_cam))
-    entries = {path.name: journal.entries[path.name] for path in videos}
-    write_submission(options.output, entries, options.rule, unused)
+    keep([*found], predict_batch(ensemble, found, options.grad_cam))
+    absent = {Path("listed", name): name for name in wanted.missing}
+    names |= absent
+    reasons = {
+        path: VideoFaces(reason=wanted.missing[name]) for path, name in absent.items()
+    }
+    keep(absent, predict_batch(ensemble, reasons))
+    entries = {name: journal.entries[name] for name in wanted.order}
+    write_submission(options.output, entries, options.rule, wanted.unused)
     if options.faces_csv:
         write_faces(options.faces_csv, entries)
     if report:
-        notes = [describe_unused(*each) for each in unused.items()]
+        notes = [describe_unused(*each) for each in wanted.unused.items()]
         report.write_index(entries.values(), notes)
     journal.finish()
     return entries
@@ -209,6 +303,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument(
         "--test-dir", type=Path, required=True, help="folder of videos, or one video"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--list",
+        type=Path,
+        metavar="FILE.csv",
+        help="predict the videos of its column filename (or path), in its order; paths "
+        "are relative to --test-dir; one that is not there has 0.5 and the reason",
+    )
+    which.add_argument(
+        "--recursive",
+        action="store_true",
+        help="predict the videos of all folders below --test-dir too, by their paths",
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="the submission's CSV"

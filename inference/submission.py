@@ -4,7 +4,8 @@
 every face's score. An interrupted run continues from it. The tables are views of it,
 and when they are complete it is deleted.
 
-Writes submission.csv          filename,label: probability of FAKE, sorted by name
+Writes submission.csv          filename,label: probability of FAKE, sorted by name, or as
+                               in the list of videos
        submission.report.csv   filename,faces,reason: videos with a reason, unused files
        --faces-csv FILE        video,frame,time,x1,y1,x2,y2,model,probability
 """
@@ -84,13 +85,13 @@ def write_submission(
     rule: str,
     unused: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:
-    """Write the submission and its report.
+    """Write the submission and its report, in the order of the entries.
 
     Args:
         rule: one of `inference.aggregate.RULES`.
         unused: by reason the files that were not predicted, for the report.
     """
-    ordered = [entries[name] for name in sorted(entries)]
+    ordered = entries.values()
     labels = ([entry["filename"], video_label(entry, rule)] for entry in ordered)
     write_csv(output, ["filename", "label"], labels)
     rows = [
@@ -110,7 +111,7 @@ def video_label(entry: dict, rule: str) -> float:
 
 
 def write_faces(output: Path, entries: dict[str, dict]) -> None:
-    """Write every face's score by every network.
+    """Write every face's score by every network, in the order of the entries.
 
     Time in seconds, box in whole full-resolution pixels without the margin.
     """
@@ -118,8 +119,7 @@ def write_faces(output: Path, entries: dict[str, dict]) -> None:
 
 
 def _face_rows(entries: dict[str, dict]) -> Iterator[list]:
-    for name in sorted(entries):
-        entry = entries[name]
+    for name, entry in entries.items():
         faces = zip(entry["frames"], entry["times"], entry["boxes"])
         for place, (frame, time, box) in enumerate(faces):
             for model, scores in entry["probabilities"].items():

@@ -2,7 +2,8 @@
 
     python -m preprocessing.01_detect_faces --root-dir DATA
 
-Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
+Reads  the videos of DATA (DFDC: DATA/dfdc_train_part_N/{metadata.json, *.mp4}); with
+       them the fakes whose original is not there, for data sets other than DFDC
 Writes DATA/boxes/{video}.json = {"0": [[x1, y1, x2, y2], …], "10": null, …}: frame
        number to boxes in pixels of the half-resolution frame, largest face first; null
        where no face was detected
@@ -19,10 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.dataset import Video
-from preprocessing.dfdc import read_dataset
 from preprocessing.faces import TRAINING_THRESHOLDS, half_size, load_detector
 from preprocessing.layout import boxes_path
-from preprocessing.step import run_step, step_parser
+from preprocessing.step import open_dataset, run_step, step_parser
 from preprocessing.video import VideoError, read_frames
 from runtime.cli import run_main
 from runtime.device import add_device_option
@@ -63,10 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     add_device_option(parser)
     options = parser.parse_args(argv)
-    dataset = read_dataset(options.root_dir)
+    dataset = open_dataset(options)
     return run_step(
         partial(detect_faces, root=dataset.root, device=options.device),
-        dataset.reals,
+        [video for video in dataset.videos if video.has_own_boxes and not video.crops],
         lambda video: boxes_path(dataset.root, video.name),
         options,
         "1 detect faces",

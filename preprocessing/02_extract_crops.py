@@ -16,10 +16,9 @@ from pathlib import Path
 
 from preprocessing.crops import crop_face, write_image
 from preprocessing.dataset import Video
-from preprocessing.dfdc import read_dataset
 from preprocessing.layout import boxes_path, crops_dir
 from preprocessing.pairs import match_original, scale_frame
-from preprocessing.step import run_step, step_parser
+from preprocessing.step import open_dataset, run_step, step_parser
 from preprocessing.video import probe, read_frames
 from runtime.cli import UserError, run_main
 from runtime.files import atomic_folder
@@ -50,7 +49,7 @@ def extract_crops(video: Video, root: Path) -> None:
     if not boxes:
         skipped.append(f"no face found in {len(detections)} frames")
     expected = len(range(0, info.frames, FRAME_STEP))
-    if not video.is_fake and len(detections) < expected:
+    if video.has_own_boxes and len(detections) < expected:
         skipped.append(
             f"only {len(detections)} of {expected} frames could be decoded in step 1"
         )
@@ -105,10 +104,10 @@ def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
 
 def main(argv: list[str] | None = None) -> int:
     options = step_parser(__doc__).parse_args(argv)
-    dataset = read_dataset(options.root_dir)
+    dataset = open_dataset(options)
     return run_step(
         partial(extract_crops, root=dataset.root),
-        dataset.videos,
+        [video for video in dataset.videos if not video.crops],
         lambda video: crops_dir(dataset.root, video.name),
         options,
         "2 extract crops",

@@ -2,7 +2,9 @@
 
     python -m preprocessing.03_extract_landmarks --root-dir DATA
 
-Reads  DATA/crops/{video}/*.png of the REAL videos, from step 2
+Reads  DATA/crops/{video}/*.png of the REAL videos, from step 2, or crops that exist
+       already; with them the fakes that are searched themselves; with --landmarks all
+       those of all videos
 Writes DATA/landmarks/{video}/{frame}_{actor}.npy: int16 (5, 2), x and y in crop pixels
        of both eyes, the nose and both corners of the mouth, the viewer's left before
        right; no file where no face is detected
@@ -11,6 +13,7 @@ Method: the winner's: MTCNN with thresholds 0.65/0.75/0.75 on the whole crop, th
        come from the same boxes.
 """
 
+import argparse
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +21,9 @@ import numpy as np
 
 from preprocessing.crops import read_image, write_array
 from preprocessing.dataset import Video
-from preprocessing.dfdc import read_dataset
 from preprocessing.faces import LANDMARK_THRESHOLDS, load_detector
 from preprocessing.layout import cropped_videos, crops_dir, landmarks_dir
-from preprocessing.step import run_step, step_parser
+from preprocessing.step import open_dataset, run_step, step_parser
 from runtime.cli import run_main
 from runtime.device import add_device_option
 from runtime.files import atomic_folder
@@ -37,7 +39,7 @@ def extract_landmarks(video: Video, root: Path, device: str) -> None:
     """
     detector = load_detector(LANDMARK_THRESHOLDS, device)
     with atomic_folder(landmarks_dir(root, video.name)) as folder:
-        paths = sorted(crops_dir(root, video.name).glob("*.png"))
+        paths = video.crops or sorted(crops_dir(root, video.name).glob("*.png"))
         for start in range(0, len(paths), BATCH_SIZE):
             batch = paths[start : start + BATCH_SIZE]
             detections = detector([read_image(path) for path in batch])
@@ -47,15 +49,33 @@ def extract_landmarks(video: Video, root: Path, device: str) -> None:
                     write_array(folder / f"{path.stem}.npy", landmarks)
 
 
+def add_landmarks_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--landmarks`."""
+    parser.add_argument(
+        "--landmarks",
+        choices=("real", "all"),
+        default="real",
+        help="of the crops of real videos, whose fakes share them, or of all videos",
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     add_device_option(parser)
+    add_landmarks_option(parser)
     options = parser.parse_args(argv)
-    dataset = read_dataset(options.root_dir)
+    dataset = open_dataset(options)
     cropped = cropped_videos(dataset.root)
+    wanted = [
+        video
+        for video in dataset.videos
+        if options.landmarks == "all"
+        or not video.is_fake
+        or (video.has_own_boxes and not video.crops)
+    ]
     return run_step(
         partial(extract_landmarks, root=dataset.root, device=options.device),
-        [video for video in dataset.reals if video.name in cropped],
+        [video for video in wanted if video.crops or video.name in cropped],
         lambda video: landmarks_dir(dataset.root, video.name),
         options,
         "3 extract landmarks",

@@ -19,9 +19,8 @@ from skimage.metrics import structural_similarity
 
 from preprocessing.crops import read_image, write_image
 from preprocessing.dataset import Video
-from preprocessing.dfdc import read_dataset
 from preprocessing.layout import cropped_videos, crops_dir, diffs_dir
-from preprocessing.step import run_step, step_parser
+from preprocessing.step import open_dataset, run_step, step_parser
 from runtime.cli import run_main
 from runtime.files import atomic_folder
 
@@ -73,11 +72,15 @@ def _size(image: np.ndarray) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     options = step_parser(__doc__).parse_args(argv)
-    dataset = read_dataset(options.root_dir)
+    dataset = open_dataset(options)
     cropped = cropped_videos(dataset.root)
     return run_step(
         partial(make_diffs, root=dataset.root),
-        [video for video in dataset.fakes if video.name in cropped],
+        [
+            video
+            for video in dataset.fakes
+            if not video.has_own_boxes and video.name in cropped
+        ],
         lambda video: diffs_dir(dataset.root, video.name),
         options,
         "4 make diffs",

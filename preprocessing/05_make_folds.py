@@ -2,38 +2,32 @@
 
     python -m preprocessing.05_make_folds --root-dir DATA
 
-Reads  DATA/dfdc_train_part_N/metadata.json and the names below DATA/crops
-Writes DATA/folds.csv: video,file,label,original,frame,fold; label 0 is REAL, 1 is FAKE
-Method: the winner's 16 folds by part number: fold i holds parts 3i to 3i + 2, the last
-       one all parts from 45. In DFDC no actor appears in two parts, so a network
-       trained on the other folds has not seen a fold's faces. A fake is in the fold of
-       its original. He listed two actors, frames up to 310, and only real videos that
-       have a fake; here all are listed.
+Reads  the data set's lists, such as DATA/dfdc_train_part_N/metadata.json, and the names
+       below DATA/crops
+Writes DATA/folds.csv: video,file,label,original,frame,fold; label 0 is REAL, 1 is FAKE;
+       where the data set has them also technique,split; folder, where the crops are not
+       below DATA/crops. Test crops have the fold -1.
+Method: the winner's 16 folds; which video is in which is chosen by the reader of the
+       data set (`preprocessing.datasets`). He listed two actors, frames up to 310, and
+       only real videos that have a fake; here all are listed.
 """
 
 import os
 import random
 import sys
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
-from preprocessing.crop_table import COLUMNS
-from preprocessing.dataset import Dataset
-from preprocessing.dfdc import read_dataset
+from preprocessing.crop_table import COLUMNS, FOLDER_COLUMN, OPTIONAL_COLUMNS
+from preprocessing.dataset import Dataset, Video
 from preprocessing.layout import cropped_videos, crops_dir, folds_path
-from preprocessing.step import step_parser
+from preprocessing.step import open_dataset, step_parser
 from runtime.cli import UserError, run_main
 from runtime.files import write_csv
-
-FOLDS = 16
-PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the remaining parts go to the last fold
-
-
-def fold_of_part(part: int) -> int:
-    """The fold that a DFDC part belongs to, 0 to 15."""
-    return min(part // PARTS_PER_FOLD, FOLDS - 1)
 
 
 def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
@@ -43,49 +37,103 @@ def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
     cropped = cropped_videos(dataset.root)
     progress = tqdm(dataset.videos, desc="5 make folds", unit="video")
     for index, video in enumerate(progress):
-        if video.name in cropped:
+        if video.crops:
+            crops = [path.name for path in video.crops]
+        elif video.name in cropped:
             names = os.listdir(crops_dir(dataset.root, video.name))
             crops = [name for name in sorted(names) if name.endswith(".png")]
-            video_indices.extend([index] * len(crops))
-            files += map(sys.intern, crops)
+        else:
+            continue
+        video_indices.extend([index] * len(crops))
+        files += map(sys.intern, crops)
     return video_indices, files
+
+
+def table_columns(dataset: Dataset) -> list[str]:
+    """The columns of folds.csv: the winner's six, and those that the data set fills."""
+    filled = {
+        "technique": any(video.technique for video in dataset.videos),
+        "split": any(video.split for video in dataset.videos),
+        FOLDER_COLUMN: any(video.crops for video in dataset.videos),
+    }
+    return COLUMNS + [column for column in OPTIONAL_COLUMNS if filled[column]]
 
 
 def fold_rows(
     dataset: Dataset, video_indices: array, files: list[str], seed: int
 ) -> Iterator[list]:
-    """One row of `COLUMNS` for each crop, shuffled by `seed`."""
-    parts = {video.name: video.part for video in dataset.videos}
+    """One row of `table_columns` for each crop, shuffled by `seed`."""
+    columns = table_columns(dataset)
+    frames = _frame_numbers(dataset.videos)
     order = array("i", range(len(files)))
     random.Random(seed).shuffle(order)
     for position in order:
         video, file = dataset.videos[video_indices[position]], files[position]
-        frame = int(file.split("_")[0])
-        yield [
-            video.name,
-            file,
-            int(video.is_fake),
-            video.original,
-            frame,
-            fold_of_part(parts[video.original]),
-        ]
+        number = frames.get((video.name, file))
+        row = {
+            "video": video.name,
+            "file": file,
+            "label": int(video.is_fake),
+            "original": video.original,
+            "frame": int(file.split("_")[0]) if number is None else number,
+            "fold": video.fold,
+            "technique": video.technique,
+            "split": video.split,
+            FOLDER_COLUMN: _folder(video, dataset.root),
+        }
+        yield [row[column] for column in columns]
+
+
+def _frame_numbers(videos: Iterable[Video]) -> dict[tuple[str, str], int]:
+    """Of crops that exist already: the name where it is a number, else the place."""
+    return {
+        (video.name, path.name): int(path.stem) if path.stem.isdecimal() else place
+        for video in videos
+        for place, path in enumerate(video.crops)
+    }
+
+
+def _folder(video: Video, root: Path) -> str:
+    """The folder of crops that exist already, relative to `root` where it is inside."""
+    if not video.crops:
+        return ""
+    folder, top = video.path.parent.resolve(), root.resolve()
+    return str(folder.relative_to(top) if folder.is_relative_to(top) else folder)
+
+
+def count_crops(dataset: Dataset, video_indices: array) -> Iterator[str]:
+    """A line for each split and technique: how many videos and crops it has."""
+    crops: Counter[tuple[str, bool, str]] = Counter()
+    videos: dict[tuple[str, bool, str], set[int]] = {}
+    for index in video_indices:
+        video = dataset.videos[index]
+        key = video.split, video.is_fake, video.technique
+        crops[key] += 1
+        videos.setdefault(key, set()).add(index)
+    for (split, is_fake, technique), count in sorted(crops.items()):
+        name = technique or ("fake" if is_fake else "real")
+        found = len(videos[split, is_fake, technique])
+        yield f"{split or '(no split)'}: {name}: {found} videos, {count} crops"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     parser.add_argument("--seed", type=int, default=777, help="seed of the row order")
     options = parser.parse_args(argv)
-    dataset = read_dataset(options.root_dir)
+    dataset = open_dataset(options)
     video_indices, files = list_crops(dataset)
     if not files:
         raise UserError(
             f"{dataset.root / 'crops'}: holds no crops of these videos; "
             "run steps 1 and 2 first"
         )
-    path = folds_path(dataset.root)
-    write_csv(path, COLUMNS, fold_rows(dataset, video_indices, files, options.seed))
+    path, columns = folds_path(dataset.root), table_columns(dataset)
+    write_csv(path, columns, fold_rows(dataset, video_indices, files, options.seed))
     fakes = sum(dataset.videos[index].is_fake for index in video_indices)
     print(f"5 make folds: {len(files) - fakes} real and {fakes} fake crops in {path}")
+    if columns != COLUMNS:
+        for line in count_crops(dataset, video_indices):
+            print(f"5 make folds: {line}")
     return 0
 
 

@@ -31,14 +31,14 @@ from pathlib import Path
 import numpy as np
 
 from preprocessing.crop_table import (
-    COLUMNS,
+    FOLDER_COLUMN,
     SHARD_COLUMNS,
     STRING_COLUMNS,
     CropTable,
     read_crop_table,
 )
 from preprocessing.layout import folds_path, shard_index_path
-from preprocessing.step import run_step, step_parser
+from preprocessing.step import output_root, run_step, step_parser
 from runtime.cli import UserError, positive_int, run_main
 from runtime.files import atomic_file, open_csv, write_csv
 
@@ -92,14 +92,14 @@ def pack_shard(shard: Shard, root: Path, digest: str) -> None:
     start = shard.number * shard.max_crops
     selected = _select_rows(crops, shard.fold, shard.label)
     selected = selected[start : start + shard.max_crops]
-    rows = []
+    rows, columns = [], packed_columns(crops)
     with (
         atomic_file(shard.tar) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for number, row in enumerate(selected.tolist()):
             offset = tar.offset
-            values = {column: _value(crops, column, row) for column in COLUMNS}
+            values = {column: _value(crops, column, row) for column in columns}
             metadata = json.dumps(values).encode()
             for extension, data in (*_read_files(crops, row), ("json", metadata)):
                 member = tarfile.TarInfo(f"{number:08}.{extension}")
@@ -107,7 +107,7 @@ def pack_shard(shard: Shard, root: Path, digest: str) -> None:
                 tar.addfile(member, io.BytesIO(data))
             size = tar.offset - offset
             rows.append([*values.values(), shard.tar.name, offset, size])
-    write_csv(shard.path, COLUMNS + SHARD_COLUMNS, rows)
+    write_csv(shard.path, columns + SHARD_COLUMNS, rows)
 
 
 def _read_files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
@@ -122,6 +122,11 @@ def _read_files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
     for extension, path in (("npy", files.npy), ("diff.png", files.diff)):
         if path.exists():
             yield extension, path.read_bytes()
+
+
+def packed_columns(crops: CropTable) -> list[str]:
+    """The columns of folds.csv that a shard's index has: all but the folder."""
+    return [column for column in crops.columns if column != FOLDER_COLUMN]
 
 
 def _value(crops: CropTable, column: str, row: int) -> str | int:
@@ -165,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         help="maximum number of crops in a shard",
     )
     options = parser.parse_args(argv)
-    root = options.root_dir
+    root = output_root(options)
     crops, index = read_crop_table(root), shard_index_path(root)
     digest = hashlib.sha256(folds_path(root).read_bytes()).hexdigest()
     source = {"folds.csv": digest, "shard_crops": options.shard_crops}
@@ -180,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         unit="shard",
     )
     if all(shard.path.exists() for shard in shards):
-        write_csv(index, COLUMNS + SHARD_COLUMNS, _index_rows(shards))
+        write_csv(index, packed_columns(crops) + SHARD_COLUMNS, _index_rows(shards))
         print(
             f"6 pack shards: {len(crops)} crops in {len(shards)} shards, "
             f"listed in {index}"

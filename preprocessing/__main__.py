@@ -4,30 +4,30 @@
 
 The workers import modules and load networks only once.
 
-Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}
+Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}, or another data set (--dataset)
 Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv, shards}; see the
-       `--help` of each step
+       `--help` of each step; with --output-dir there
 """
 
 import sys
 from importlib import import_module
 
 from preprocessing.crop_table import FORMATS
-from preprocessing.dfdc import read_dataset
-from preprocessing.step import exit_status, step_parser
+from preprocessing.step import exit_status, open_dataset, output_root, step_parser
 from runtime.cli import run_main
 from runtime.device import add_device_option
 from runtime.executor import executor_arguments, executor_options, persistent_workers
 
 PACK_STEP = "06_pack_shards"
+LANDMARK_STEP = "03_extract_landmarks"
 STEPS = (
     "01_detect_faces",
     "02_extract_crops",
-    "03_extract_landmarks",
+    LANDMARK_STEP,
     "04_make_diffs",
     "05_make_folds",
 )
-DETECTOR_STEPS = ("01_detect_faces", "03_extract_landmarks")  # have a --device option
+DETECTOR_STEPS = ("01_detect_faces", LANDMARK_STEP)  # have a --device option
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,10 +40,15 @@ def main(argv: list[str] | None = None) -> int:
         help="format of the crops for training: files, or also WebDataset shards, "
         "a few large files for a file system that is slow with millions of small ones",
     )
+    import_module(f"preprocessing.{LANDMARK_STEP}").add_landmarks_option(parser)
     options = parser.parse_args(argv)
     common = [
         "--root-dir",
         options.root_dir,
+        "--output-dir",
+        output_root(options),
+        "--dataset",
+        options.dataset,
         "--max-failures",
         options.max_failures,
         "--ignore-skipped",
@@ -52,15 +57,17 @@ def main(argv: list[str] | None = None) -> int:
     with persistent_workers(executor_options(options)):
         for step in (*STEPS, PACK_STEP) if options.format == "wds" else STEPS:
             device = ["--device", options.device] if step in DETECTOR_STEPS else []
+            landmarks = ["--landmarks", options.landmarks]
+            own = device + (landmarks if step == LANDMARK_STEP else [])
             step_main = import_module(f"preprocessing.{step}").main
-            if status := step_main([*map(str, common), *device]):
+            if status := step_main([*map(str, common), *own]):
                 print(
                     f"{step}: too many videos failed, see above; "
                     "the steps after it were not run",
                     file=sys.stderr,
                 )
                 return status
-    dataset = read_dataset(options.root_dir)
+    dataset = open_dataset(options)
     total = len(dataset.videos)
     return exit_status("preprocessing", 0, total, dataset.skipped, options.max_failures)
 

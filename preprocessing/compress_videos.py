@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 
 from preprocessing.dataset import Video
-from preprocessing.dfdc import read_dataset
+from preprocessing.datasets.dfdc import read_dataset
 from preprocessing.step import run_step, step_parser
 from preprocessing.video import (
     X264_OPTIONS,
@@ -73,7 +73,7 @@ def compress_video(video: Video, output: Path, seed: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = step_parser(__doc__)
+    parser = step_parser(__doc__, has_dataset=False)
     parser.add_argument(
         "--output-dir", type=Path, required=True, help="new DFDC folder"
     )

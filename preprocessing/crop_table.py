@@ -1,10 +1,11 @@
 """In-memory table of all crops, as written by step 5 or step 6.
 
-Reads DATA/folds.csv           video,file,label,original,frame,fold
-      DATA/shards/index.csv    the same and shard,offset,size: where step 6 packed the
-                               crop
+Reads DATA/folds.csv           video,file,label,original,frame,fold and, optionally,
+                               technique,split,folder
+      DATA/shards/index.csv    the same without folder, and shard,offset,size: where
+                               step 6 packed the crop
 
-A row takes 20 bytes, or 36 for a crop in a shard. Each distinct name is stored once,
+A row takes 20 bytes, or 36 for a crop in a shard; 9 more with all optional columns. Each distinct name is stored once,
 and rows refer to it by index. Two million crops take 40 MB, which PyTorch's data loader
 workers share.
 """
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("files", "wds")
 COLUMNS = ["video", "file", "label", "original", "frame", "fold"]
+# of data sets that have them; the folder of crops that are not below DATA/crops
+FOLDER_COLUMN = "folder"
+OPTIONAL_COLUMNS = ["technique", "split", FOLDER_COLUMN]
 # offset and size in bytes of a crop together with its landmarks, diff and metadata
 SHARD_COLUMNS = ["shard", "offset", "size"]
 # column: key of its list of distinct names, which columns may share
@@ -41,6 +45,7 @@ STRING_COLUMNS = {
     "original": "video",
     "file": "file",
     "shard": "shard",
+    **{column: column for column in OPTIONAL_COLUMNS},
 }
 DTYPES = {
     "video": "i4",
@@ -50,6 +55,7 @@ DTYPES = {
     "label": "i2",
     "fold": "i2",
 }
+OPTIONAL_DTYPES = {"technique": "i2", "split": "i2", FOLDER_COLUMN: "i4"}
 SHARD_DTYPES = {"shard": "i4", "size": "i4", "offset": "i8"}
 CHUNK_ROWS = 500  # per read: fits the CPU cache, twice as fast as 100,000
 
@@ -65,8 +71,8 @@ class CropFiles(NamedTuple):
 class CropTable:
     """Rows of the table.
 
-    `rows` is a structured array (N,). label is 1 for FAKE. video, original, file and
-    shard are indices of names; `name` looks them up.
+    `rows` is a structured array (N,). label is 1 for FAKE. The columns of
+    `STRING_COLUMNS` are indices of names; `name` looks them up.
     """
 
     def __init__(self, root: Path, names: dict[str, np.ndarray], rows: np.ndarray):
@@ -84,6 +90,30 @@ class CropTable:
         """Whether the crops are packed in shards."""
         return "shard" in self.rows.dtype.names
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns of folds.csv that are there."""
+        names = self.rows.dtype.names
+        return COLUMNS + [column for column in OPTIONAL_COLUMNS if column in names]
+
+    def is_value(self, column: str, value: str) -> np.ndarray:
+        """Whether an optional column has a value, (N,) bool; false where there is none."""
+        if column not in self.columns:
+            return np.zeros(len(self), bool)
+        places = np.flatnonzero(self._names[column] == os.fsencode(value))
+        return np.isin(self.rows[column], places)
+
+    def counts(self) -> dict[str, int]:
+        """Crops by technique: real first, then the techniques by name, or fake."""
+        is_fake = self.rows["label"] == 1
+        counts = {"real": int((~is_fake).sum())}
+        if "technique" not in self.columns:
+            return counts | {"fake": int(is_fake.sum())}
+        numbers = np.bincount(self.rows["technique"][is_fake])
+        names = [os.fsdecode(name) or "fake" for name in self._names["technique"]]
+        found = {name: int(count) for name, count in zip(names, numbers) if count}
+        return counts | dict(sorted(found.items()))
+
     def select(self, mask: np.ndarray) -> "CropTable":
         """The rows selected by a boolean mask (N,) or by row indices."""
         return CropTable(self.root, self._names, self.rows[mask])
@@ -96,6 +126,12 @@ class CropTable:
         """Paths of a crop's files from steps 2 to 4."""
         video, file = self.name("video", row), self.name("file", row)
         stem = Path(file).stem
+        if FOLDER_COLUMN in self.columns and (folder := self.name(FOLDER_COLUMN, row)):
+            return CropFiles(
+                self.root / folder / file,
+                landmarks_dir(self.root, video) / f"{stem}.npy",
+                diffs_dir(self.root, video) / f"{stem}_diff.png",
+            )
         return CropFiles(
             crops_dir(self.root, video) / file,
             landmarks_dir(self.root, self.name("original", row)) / f"{stem}.npy",
@@ -135,11 +171,11 @@ def read_crop_table(root: Path, format: str = "files") -> CropTable:
     root = Path(root)
     in_shards = format == "wds"
     path, step = (shard_index_path(root), 6) if in_shards else (folds_path(root), 5)
-    dtypes = DTYPES | SHARD_DTYPES if in_shards else DTYPES
+    required = DTYPES | SHARD_DTYPES if in_shards else DTYPES
     names: dict[str, dict[str, int]] = {key: {} for key in STRING_COLUMNS.values()}
     try:
         with open_csv(path) as file:
-            chunks = list(_read_chunks(csv.reader(file), dtypes, names))
+            chunks = list(_read_chunks(csv.reader(file), required, names))
     except OSError as error:
         option = " --format wds" if in_shards else ""
         raise UserError(
@@ -161,7 +197,7 @@ def read_crop_table(root: Path, format: str = "files") -> CropTable:
 
 def _read_chunks(
     reader: Iterator[list[str]],
-    dtypes: dict[str, str],
+    required: dict[str, str],
     names: dict[str, dict[str, int]],
 ) -> Iterator[np.ndarray]:
     """Read a CSV's rows as structured arrays, and add new names to `names`.
@@ -170,9 +206,13 @@ def _read_chunks(
         ValueError: a column is missing or a row is invalid; the message has its line.
     """
     header: list[str] = next(reader, [])
-    required = [column for column in COLUMNS + SHARD_COLUMNS if column in dtypes]
-    if missing := [column for column in required if column not in header]:
+    wanted = [column for column in COLUMNS + SHARD_COLUMNS if column in required]
+    if missing := [column for column in wanted if column not in header]:
         raise ValueError(f"lacks the column {', '.join(missing)}")
+    optional = OPTIONAL_DTYPES.items()
+    dtypes = required | {
+        column: dtype for column, dtype in optional if column in header
+    }
     line = 1
     while chunk := list(islice(reader, CHUNK_ROWS)):
         if not (filled := [row for row in chunk if row]):  # blank lines only

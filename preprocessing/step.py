@@ -9,10 +9,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from preprocessing.dataset import Skipped, Unused
+from preprocessing.dataset import Dataset, Skipped, Unused
+from preprocessing.datasets import AUTO, list_readers, read_dataset
 from runtime.cli import MachineError, fraction, make_parser
 from runtime.executor import (
     add_executor_options,
@@ -47,15 +49,36 @@ class StepItem(Protocol):
 Item = TypeVar("Item", bound=StepItem)
 
 
-def step_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the common options of all numbered steps."""
+def step_parser(
+    description: str | None, has_dataset: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with the common options of all numbered steps.
+
+    Args:
+        has_dataset: whether the step takes `--dataset` and `--output-dir`.
+    """
     parser = make_parser(description)
     parser.add_argument(
         "--root-dir",
         type=Path,
         required=True,
-        help="folder that holds dfdc_train_part_0, …",
+        help="folder that holds the data set: dfdc_train_part_0, …, or another layout",
     )
+    if has_dataset:
+        parser.add_argument(
+            "--output-dir",
+            type=Path,
+            help="for all that the steps write; --root-dir if not given",
+        )
+        parser.add_argument(
+            "--dataset",
+            default=AUTO,
+            metavar="NAME",
+            help=f"the layout: {', '.join(list_readers())} or auto, by what is there; "
+            "faceforensics/c23 for one compression; or a table of any other, FILE.csv "
+            "with path,label,original,technique,split,video, or DeepfakeBench's "
+            "FILE.json",
+        )
     parser.add_argument(
         "--max-failures",
         type=fraction,
@@ -66,6 +89,21 @@ def step_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--ignore-skipped", action="store_true", help=argparse.SUPPRESS)
     add_executor_options(parser)
     return parser
+
+
+def output_root(options: argparse.Namespace) -> Path:
+    """The folder of the steps' outputs."""
+    return getattr(options, "output_dir", None) or options.root_dir
+
+
+def open_dataset(options: argparse.Namespace) -> Dataset:
+    """Read the data set that `step_parser`'s options name.
+
+    Raises:
+        UserError: there is none, or no usable video.
+    """
+    dataset = read_dataset(options.root_dir, options.dataset)
+    return replace(dataset, root=output_root(options))
 
 
 def run_step(
@@ -103,7 +141,7 @@ def run_step(
     executor = executor_options(options)
     probe: AbstractContextManager[Path] = nullcontext(Path())
     if executor.is_cluster:
-        probe = _shared_path_probe(options.root_dir)
+        probe = _shared_path_probe(output_root(options))
     with probe as shared_path:
         for item, _, error in map_items(
             task, missing, executor, step, unit, shared_path
@@ -119,7 +157,7 @@ def run_step(
         reasons = skip_reasons(output(item))
         partial = [Skipped(str(item.path), reason) for reason in reasons]
         all_skipped += [failed[item.name]] if item.name in failed else partial
-    report = _write_failures(options.root_dir / "failures.csv", step, all_skipped)
+    report = _write_failures(output_root(options) / "failures.csv", step, all_skipped)
     done, present_count = len(missing) - len(failed), len(items) - len(missing)
     print(
         f"{step}: {done} {unit}s done, {present_count} were there, "
@@ -156,6 +194,8 @@ def exit_status(
 @contextmanager
 def _shared_path_probe(root: Path) -> Iterator[Path]:
     """A temporary file in DATA: a machine that does not see it has other data."""
+    with write_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
     with (
         write_errors(root),
         tempfile.NamedTemporaryFile(prefix=".worked_on_", dir=root) as file,

@@ -94,7 +94,7 @@ def test_a_step_looks_at_its_output_folder_once(tmp_path, monkeypatch, capsys):
     )
     for count in (10, 40):
         videos = [
-            Video(tmp_path / "in" / f"{number}", 0, False, f"{number}")
+            Video(tmp_path / "in" / f"{number}", f"{number}", False, f"{number}")
             for number in range(count)
         ]
         (tmp_path / "out").mkdir(exist_ok=True)

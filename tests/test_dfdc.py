@@ -5,7 +5,7 @@ import json
 import pytest
 
 from preprocessing.dataset import Unused
-from preprocessing.dfdc import read_dataset
+from preprocessing.datasets.dfdc import read_dataset
 from runtime.cli import UserError
 
 
@@ -46,10 +46,10 @@ def test_a_good_folder(tmp_path):
     write_part(tmp_path, 10, {"c.mp4": {"label": "FAKE", "original": "a.mp4"}})
     dataset = read_dataset(tmp_path)
     found = [
-        (video.name, video.part, video.is_fake, video.original)
+        (video.name, video.fold, video.is_fake, video.original)
         for video in dataset.videos
     ]
-    assert found == [("a", 7, False, "a"), ("b", 7, True, "a"), ("c", 10, True, "a")]
+    assert found == [("a", 2, False, "a"), ("b", 2, True, "a"), ("c", 2, True, "a")]
     assert not dataset.skipped
 
 
@@ -131,11 +131,7 @@ def test_archives_that_were_unpacked_into_folders_of_their_own(tmp_path, outer):
     write_part(tmp_path / outer, 7, GOOD)
     write_part(tmp_path, 10, {"c.mp4": {"label": "FAKE", "original": "a.mp4"}})
     dataset = read_dataset(tmp_path)
-    assert [(video.name, video.part) for video in dataset.videos] == [
-        ("a", 7),
-        ("b", 7),
-        ("c", 10),
-    ]
+    assert [video.name for video in dataset.videos] == ["a", "b", "c"]
     assert not dataset.skipped
     fake = dataset.videos[1]
     assert fake.original_path == tmp_path / outer / "dfdc_train_part_7" / "a.mp4"

@@ -187,7 +187,7 @@ def running(session: int) -> list[str]:
 
 def step(tmp_path, names, *options):
     """Run a step over videos of the given names. Returns its exit status."""
-    videos = [Video(tmp_path / name, 0, False, name) for name in names]
+    videos = [Video(tmp_path / name, name, False, name) for name in names]
     parsed = step_parser("").parse_args(
         ["--root-dir", str(tmp_path), "--workers", "0", *options]
     )
@@ -223,7 +223,7 @@ def test_failures_are_listed_counted_and_tried_again(tmp_path):
 
 
 def test_the_disks_refusal_ends_the_run(tmp_path):
-    videos = [Video(tmp_path / "disk", 0, False, "disk")]
+    videos = [Video(tmp_path / "disk", "disk", False, "disk")]
     options = step_parser("").parse_args([f"--root-dir={tmp_path}", "--workers=0"])
     with pytest.raises(MachineError, match="the disk is full"):
         run_step(

@@ -159,7 +159,7 @@ def test_prediction_on_two_nodes_writes_the_same_tables(
 @with_ray
 @pytest.mark.slow
 def test_limits_and_errors_are_those_of_one_machine(tmp_path, cluster):
-    limits = Limits(seconds=8, memory=0.6)
+    limits = Limits(seconds=15, memory=0.6)
     options = ExecutorOptions(2, limits, "ray", cluster.address)
     items = ["a", "hang", "crash", "b", "allocate", "disk", "c"]
     task = partial(simulate, folder=tmp_path)
@@ -171,7 +171,7 @@ def test_limits_and_errors_are_those_of_one_machine(tmp_path, cluster):
             errors[item] = error
     assert results == {item: item for item in "abc"}
     assert {item: str(errors[item]) for item in ("hang", "crash", "allocate")} == {
-        "hang": "took longer than 8 seconds (--time-limit)",
+        "hang": "took longer than 15 seconds (--time-limit)",
         "crash": "its worker process died (SIGSEGV), twice",
         "allocate": "needed more than 0.6 GiB of memory (--memory-limit), twice",
     }

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from preprocessing.crop_table import CropTable
+from preprocessing.dataset import NO_FOLD
 from preprocessing.layout import folds_path
 from runtime.cli import UserError
 from training.augment import TrainingTransform, plain_transform
@@ -31,15 +32,16 @@ def train_val_split(
 ) -> tuple[CropTable, CropTable]:
     """Training crops (all other folds) and validation crops (this fold).
 
-    Validation uses every `validation_frame_step`-th frame.
+    Validation uses every `validation_frame_step`-th frame. Test crops, whose split is
+    test or whose fold is `NO_FOLD`, are in neither.
 
     Raises:
         UserError: one of the two has no reals or no fakes.
     """
-    training = crops.select(crops["fold"] != fold)
-    validation = crops.select(
-        (crops["fold"] == fold) & (crops["frame"] % validation_frame_step == 0)
-    )
+    usable = (crops["fold"] != NO_FOLD) & ~crops.is_value("split", "test")
+    training = crops.select(usable & (crops["fold"] != fold))
+    in_fold = usable & (crops["fold"] == fold)
+    validation = crops.select(in_fold & (crops["frame"] % validation_frame_step == 0))
     for part, name in ((training, "the other folds"), (validation, f"fold {fold}")):
         for label, label_name in ((0, "REAL"), (1, "FAKE")):
             if not (part["label"] == label).any():

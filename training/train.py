@@ -251,7 +251,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     check_shared_memory([train_loader, val_loader], config.input.size)
     if world.is_main:
         _print_summary(name, trainer, training, validation, start)
-        _save_arguments(log, options, config)
+        _save_arguments(log, options, config, training, validation)
     for epoch in range(start, config.epochs):
         sampler.epoch = epoch
         row = train_epoch(trainer, train_loader, training, epoch, log)
@@ -441,7 +441,7 @@ def _print_summary(
 ) -> None:
     config, world, accumulate = trainer.config, trainer.world, trainer.accumulate
     counts = [
-        f"{(crops['label'] == 0).sum()} real and {(crops['label'] == 1).sum()} fake"
+        " and ".join(f"{count} {name}" for name, count in crops.counts().items())
         for crops in (training, validation)
     ]
     if start:
@@ -461,7 +461,13 @@ def _print_summary(
     )
 
 
-def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> None:
+def _save_arguments(
+    log: Path,
+    options: argparse.Namespace,
+    config: Config,
+    training: CropTable,
+    validation: CropTable,
+) -> None:
     """Write args.yaml."""
     arguments = {
         key: str(value) if isinstance(value, Path) else value
@@ -470,6 +476,7 @@ def _save_arguments(log: Path, options: argparse.Namespace, config: Config) -> N
     content = {
         "options": arguments,
         "config": config.model_dump(mode="json"),
+        "crops": {"training": training.counts(), "validation": validation.counts()},
         "torch": str(torch.__version__),
     }
     with atomic_file(log / "args.yaml") as temporary:

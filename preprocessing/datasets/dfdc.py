@@ -2,6 +2,8 @@
 
 Reads  DATA/dfdc_train_part_N/metadata.json =
        {"name.mp4": {"label": "FAKE", "original": "other.mp4"}, …}
+Folds: the winner's 16 by part number: fold i holds parts 3i to 3i + 2, the last one all
+       parts from 45. No actor appears in two parts. A fake is in its original's fold.
 """
 
 import json
@@ -11,12 +13,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from preprocessing.dataset import Dataset, Skipped, Unused, Video
+from preprocessing.dataset import FOLDS, LABELS, Dataset, Skipped, Unused, Video
 from preprocessing.video import describe_unused, sort_files
 from runtime.cli import UserError
 
 PART_FOLDER = re.compile(r"dfdc_train_part_(\d+)$")
-LABELS = {"REAL": False, "FAKE": True}
+LAYOUT = "dfdc_train_part_N/{metadata.json, *.mp4}"
+PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the remaining parts go to the last fold
+
+
+def fold_of_part(part: int) -> int:
+    """The fold that a DFDC part belongs to, 0 to 15."""
+    return min(part // PARTS_PER_FOLD, FOLDS - 1)
+
+
+def detect(root: Path) -> bool:
+    """Whether a folder holds DFDC parts."""
+    return bool(_find_parts(root))
 
 
 def read_dataset(root: Path) -> Dataset:
@@ -54,14 +67,19 @@ def read_dataset(root: Path) -> Dataset:
     skipped += _remove_fakes_without_original(videos, root)
     for name, video in videos.items():
         if video.is_fake:
-            path = videos[video.original].path
-            videos[name] = replace(video, original_path=path)
+            original = videos[video.original]
+            videos[name] = replace(
+                video, original_path=original.path, fold=original.fold
+            )
     if not videos:
         reasons = "".join(f"\n  {item.file}: {item.reason}" for item in skipped[:5])
         raise UserError(
             f"{root}: no usable video in {len(parts)} part folders{reasons}"
         )
-    usable = sorted(videos.values(), key=lambda video: (video.part, video.name))
+    part_of = {folder: part for part, folder in parts}
+    usable = sorted(
+        videos.values(), key=lambda video: (part_of[video.path.parent], video.name)
+    )
     return Dataset(root, usable, skipped)
 
 
@@ -155,7 +173,14 @@ def _read_entry(
             "unpack this part again",
         )
     is_fake = LABELS[label]
-    return Video(folder / name, part, is_fake, Path(original if is_fake else name).stem)
+    stem = Path(name).stem
+    return Video(
+        path=folder / name,
+        name=stem,
+        is_fake=is_fake,
+        original=Path(original).stem if is_fake else stem,
+        fold=fold_of_part(part),
+    )
 
 
 def _is_plain(name: str) -> bool:

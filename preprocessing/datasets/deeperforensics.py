@@ -1,0 +1,106 @@
+"""Read DeeperForensics-1.0.
+
+Reads  DATA/source_videos/…/*.mp4 (actors), DATA/manipulated_videos/KIND/*.mp4
+       DATA/lists/splits/{train,val,test}.txt, names of fakes, if they are there
+       DATA/original_sequences/youtube/{raw,c23,c40}/videos/*.mp4 of FaceForensics++, if
+       they are there: the targets, which most papers take as the real videos
+Names: 000_M101.mp4 has the frames of FaceForensics++'s 000; technique is KIND. A source
+       video is named by its path, with `_` between folders.
+Split: of a fake's name by the lists, of a target that of its fakes. The lists name no
+       source video; for those, whole actors are drawn.
+Source: L. Jiang et al., "DeeperForensics-1.0" (2020),
+       github.com/EndlessSora/DeeperForensics-1.0.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from preprocessing.dataset import (
+    SPLITS,
+    Dataset,
+    Skipped,
+    Unused,
+    Video,
+    draw_splits,
+    make_dataset,
+)
+from preprocessing.video import describe_unused, sort_files
+
+LAYOUT = "source_videos/, manipulated_videos/KIND/*.mp4, lists/splits/*.txt"
+SOURCES, FAKES = "source_videos", "manipulated_videos"
+TARGETS = "original_sequences/youtube/*/videos"
+
+
+def detect(root: Path) -> bool:
+    """Whether a folder has manipulated_videos."""
+    return (root / FAKES).is_dir()
+
+
+def read_dataset(root: Path) -> Dataset:
+    """Read all videos below `root`."""
+    items: list[Video | Skipped] = []
+    source_files = [path for path in (root / SOURCES).rglob("*") if path.is_file()]
+    items += _read_videos(root / SOURCES, source_files)
+    for folder in sorted(root.glob(TARGETS))[:1]:
+        items += _read_videos(folder, [*folder.iterdir()])
+    for folder in sorted((root / FAKES).iterdir()):
+        if folder.is_dir():
+            fakes = [path for path in folder.rglob("*") if path.is_file()]
+            items += _read_videos(folder, fakes, technique=folder.name)
+    videos = [item for item in items if isinstance(item, Video)]
+    splits, notes = _read_splits(root, {f"{video.path.name}" for video in videos})
+    if splits:
+        targets = {name.partition("_")[0]: split for name, split in splits.items()}
+        sources = [video for video in videos if root / SOURCES in video.path.parents]
+        drawn = draw_splits({video.name: _actor(root, video) for video in sources})
+        known = drawn | targets
+        items = [
+            replace(item, split=splits.get(item.path.name) or known.get(item.name, ""))
+            if isinstance(item, Video)
+            else item
+            for item in items
+        ]
+    return make_dataset(root, [*items, *notes])
+
+
+def _actor(root: Path, video: Video) -> str:
+    return video.path.relative_to(root / SOURCES).parts[0]
+
+
+def _read_videos(
+    folder: Path, paths: list[Path], technique: str = ""
+) -> Iterator[Video | Skipped]:
+    videos, unused = sort_files(paths)
+    for reason, unused_paths in unused.items():
+        yield Unused(str(folder), describe_unused(reason, unused_paths))
+    for path in videos:
+        if technique:
+            target = path.stem.partition("_")[0]
+            name = f"{technique}_{path.stem}"
+            yield Video(path, name, True, target, technique=technique)
+        else:
+            name = "_".join(path.relative_to(folder).with_suffix("").parts)
+            yield Video(path, name, False, name)
+
+
+def _read_splits(root: Path, names: set[str]) -> tuple[dict[str, str], list[Unused]]:
+    """The split of each fake's file name, and notes of names that are not there."""
+    splits: dict[str, str] = {}
+    notes = []
+    for split in SPLITS:
+        path = root / "lists" / "splits" / f"{split}.txt"
+        if not path.exists():
+            continue
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        listed = [line.strip() for line in lines.splitlines() if line.strip()]
+        splits |= dict.fromkeys((Path(line).name for line in listed), split)
+        if missing := [line for line in listed if Path(line).name not in names]:
+            notes.append(
+                Unused(
+                    str(path),
+                    f"names {len(missing)} of {len(listed)} videos that are not "
+                    f"there, the first is {missing[0]}",
+                )
+            )
+    return splits, notes

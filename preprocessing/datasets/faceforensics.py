@@ -1,0 +1,168 @@
+"""Read FaceForensics++ with DeepFakeDetection and FaceShifter, as its script downloads.
+
+Reads  DATA/original_sequences/{youtube,actors}/{raw,c23,c40}/videos/*.mp4
+       DATA/manipulated_sequences/TECHNIQUE/{raw,c23,c40}/videos/*.mp4
+       DATA/splits/{train,val,test}.json = [["071", "054"], …], if they are there
+Names: TARGET_SOURCE.mp4 has the frames of youtube/TARGET.mp4; in DeepFakeDetection
+       T_S__SCENE__CODE.mp4 has those of actors/T__SCENE.mp4.
+Split: of the target, by the lists; DeepFakeDetection, which they do not name, is test.
+       Without the lists, whole groups of people who are connected by fakes are drawn.
+Source: A. Rössler et al., "FaceForensics++" (2019), github.com/ondyari/FaceForensics.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from preprocessing.dataset import (
+    SPLITS,
+    Dataset,
+    Skipped,
+    Unused,
+    Video,
+    connected_groups,
+    draw_splits,
+    make_dataset,
+)
+from preprocessing.video import describe_unused, sort_files
+from runtime.cli import UserError
+
+LAYOUT = (
+    "original_sequences/{youtube,actors}/{raw,c23,c40}/videos/*.mp4, "
+    "manipulated_sequences/TECHNIQUE/{raw,c23,c40}/videos/*.mp4"
+)
+COMPRESSIONS = ("raw", "c23", "c40")  # masks/ is beside them
+ORIGINALS, FAKES = "original_sequences", "manipulated_sequences"
+YOUTUBE_FAKE = re.compile(r"(\d+)_(\d+)")
+ACTORS_FAKE = re.compile(r"(\d+)_(\d+)__(.+)__\w+")
+ACTORS_REAL = re.compile(r"(\d+)__.+")
+
+
+def detect(root: Path) -> bool:
+    """Whether a folder has one of the two folders of sequences, with videos."""
+    return bool(_find_folders(root))
+
+
+def read_dataset(root: Path, compression: str = "") -> Dataset:
+    """Read the videos of one compression.
+
+    Args:
+        compression: raw, c23 or c40; may be left out where there is only one.
+
+    Raises:
+        UserError: there are several compressions, or none of this name.
+    """
+    folders = _find_folders(root)
+    present = sorted({folder.parent.name for folder in folders})
+    if not compression and len(present) > 1:
+        raise UserError(
+            f"{root}: holds {' and '.join(present)}; choose one, such as "
+            f"--dataset faceforensics/{present[0]}"
+        )
+    compression = compression or "".join(present)
+    if compression not in present:
+        raise UserError(f"{root}: holds no {compression}, but {', '.join(present)}")
+    items: list[Video | Skipped] = []
+    for folder in folders:
+        if folder.parent.name == compression:
+            items += _read_folder(folder)
+    videos = [item for item in items if isinstance(item, Video)]
+    groups = connected_groups(_people(video) for video in videos)
+    group_of = {video.name: groups[_people(video)[0]] for video in videos}
+    splits, notes = _read_splits(root, {video.name for video in videos})
+    if not splits:
+        splits = draw_splits(group_of)
+    items = [_with_split(item, splits) for item in items]
+    return make_dataset(root, [*items, *notes], group_of)
+
+
+def _find_folders(root: Path) -> list[Path]:
+    """All videos/ folders: originals first."""
+    return [
+        folder
+        for kind in (ORIGINALS, FAKES)
+        for folder in sorted((root / kind).glob("*/*/videos"))
+        if folder.parent.name in COMPRESSIONS
+    ]
+
+
+def _read_folder(folder: Path) -> Iterator[Video | Skipped]:
+    videos, unused = sort_files(folder.iterdir())
+    for reason, paths in unused.items():
+        yield Unused(str(folder), describe_unused(reason, paths))
+    technique = folder.parent.parent.name
+    is_fake = folder.parents[2].name == FAKES
+    for path in videos:
+        stem = path.stem
+        if not is_fake:
+            yield Video(path, stem, False, stem)
+        else:
+            original = _original_of(stem)
+            name = f"{technique}_{stem}"
+            yield Video(path, name, True, original or name, technique=technique)
+
+
+def _original_of(stem: str) -> str | None:
+    """The name of a fake's original; None where the name is of another form."""
+    if match := YOUTUBE_FAKE.fullmatch(stem):
+        return match[1]
+    if match := ACTORS_FAKE.fullmatch(stem):
+        return f"{match[1]}__{match[3]}"
+    return None
+
+
+def _people(video: Video) -> tuple[str, ...]:
+    """Who is seen in a video: one or two names, of actors with a mark."""
+    stem = video.path.stem
+    if match := ACTORS_FAKE.fullmatch(stem):
+        return f"actor {match[1]}", f"actor {match[2]}"
+    if match := ACTORS_REAL.fullmatch(stem):
+        return (f"actor {match[1]}",)
+    if match := YOUTUBE_FAKE.fullmatch(stem):
+        return match[1], match[2]
+    return (stem,)
+
+
+def _read_splits(root: Path, names: set[str]) -> tuple[dict[str, str], list[Unused]]:
+    """The split of each target in splits/*.json, and notes of names not there.
+
+    Raises:
+        UserError: a file is no list of pairs.
+    """
+    splits: dict[str, str] = {}
+    notes = []
+    for split in SPLITS:
+        path = root / "splits" / f"{split}.json"
+        if not path.exists():
+            continue
+        try:
+            pairs = json.loads(path.read_text(encoding="utf-8-sig"))
+            listed = [f"{name}" for pair in pairs for name in pair]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(
+                f'{path}: is no list of pairs such as [["071", "054"]] ({error}); '
+                "download it again"
+            ) from error
+        splits |= dict.fromkeys(listed, split)
+        if missing := sorted(set(listed) - names):
+            notes.append(
+                Unused(
+                    str(path),
+                    f"names {len(missing)} of {len(set(listed))} videos that are not "
+                    f"there, the first is {missing[0]}.mp4",
+                )
+            )
+    return splits, notes
+
+
+def _with_split(item: Video | Skipped, splits: dict[str, str]) -> Video | Skipped:
+    """The item with the split of its own name or of its target."""
+    if not isinstance(item, Video):
+        return item
+    target = _people(item)[0]
+    split = splits.get(item.name) or splits.get(target, "")
+    if not split and target.startswith("actor "):
+        split = "test"
+    return replace(item, split=split)
