@@ -26,7 +26,7 @@ import av
 import numpy as np
 
 from evaluation.perturbations import NONE, PERTURBATIONS, draw_strength
-from evaluation.score import read_label_rows, read_labels
+from evaluation.tables import read_label_rows, read_labels
 from inference.predict import find_videos
 from preprocessing.frame import frame_to_rgb
 from preprocessing.video import X264_OPTIONS, choose_stream, decode, open_video

@@ -25,14 +25,13 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 
+from evaluation.metrics import Scores, score
 from evaluation.perturbations import NONE
-from evaluation.score import (
-    Scores,
+from evaluation.tables import (
     read_column,
     read_label_rows,
     read_labels,
     read_submission,
-    score,
 )
 from inference import predict
 from inference.provenance import container_metadata

@@ -11,6 +11,7 @@ Writes submission.csv          filename,label: probability of FAKE, sorted by na
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def video_label(entry: dict, rule: str) -> float:
 def write_faces(output: Path, entries: dict[str, dict]) -> None:
     """Write every face's score by every network, in the order of the entries.
 
-    Time in seconds, box in whole full-resolution pixels without the margin.
+    Time in seconds, empty where nobody knows; box in whole full-resolution pixels without
+    the margin.
     """
     write_csv(output, FACES_HEADER, _face_rows(entries))
 
@@ -123,7 +125,8 @@ def _face_rows(entries: dict[str, dict]) -> Iterator[list]:
         faces = zip(entry["frames"], entry["times"], entry["boxes"])
         for place, (frame, time, box) in enumerate(faces):
             for model, scores in entry["probabilities"].items():
-                yield [name, frame, round(time, 3), *box, model, scores[place]]
+                seconds = "" if math.isnan(time) else round(time, 3)
+                yield [name, frame, seconds, *box, model, scores[place]]
 
 
 def _complete_lines(path: Path) -> list[dict]:

@@ -7,6 +7,9 @@ Reads  the data set's lists, such as DATA/dfdc_train_part_N/metadata.json, and t
 Writes DATA/folds.csv: video,file,label,original,frame,fold; label 0 is REAL, 1 is FAKE;
        where the data set has them also technique,split; folder, where the crops are not
        below DATA/crops. Test crops have the fold -1.
+       DATA/videos_SPLIT.csv, where the data set has splits, else videos.csv where it has
+       techniques: filename,label,technique,split,video, for `inference.predict --list`
+       and `evaluation.score --labels`
 Method: the winner's 16 folds; which video is in which is chosen by the reader of the
        data set (`preprocessing.datasets`). He listed two actors, frames up to 310, and
        only real videos that have a fake; here all are listed.
@@ -28,6 +31,8 @@ from preprocessing.layout import cropped_videos, crops_dir, folds_path
 from preprocessing.step import open_dataset, step_parser
 from runtime.cli import UserError, run_main
 from runtime.files import write_csv
+
+VIDEO_COLUMNS = ["filename", "label", "technique", "split", "video"]
 
 
 def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
@@ -116,6 +121,25 @@ def count_crops(dataset: Dataset, video_indices: array) -> Iterator[str]:
         yield f"{split or '(no split)'}: {name}: {found} videos, {count} crops"
 
 
+def write_video_lists(dataset: Dataset, data: Path) -> list[Path]:
+    """Write the lists of videos. Returns their paths.
+
+    Args:
+        data: the data set's folder, to which the paths are relative.
+    """
+    by_split: dict[str, list[list]] = {}
+    for video in dataset.videos:
+        if not video.crops:
+            name = video.path.relative_to(data).as_posix()
+            row = [name, int(video.is_fake), video.technique, video.split, video.name]
+            by_split.setdefault(video.split, []).append(row)
+    paths = []
+    for split, rows in by_split.items():
+        paths.append(dataset.root / (f"videos_{split}.csv" if split else "videos.csv"))
+        write_csv(paths[-1], VIDEO_COLUMNS, rows)
+    return paths
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     parser.add_argument("--seed", type=int, default=777, help="seed of the row order")
@@ -134,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     if columns != COLUMNS:
         for line in count_crops(dataset, video_indices):
             print(f"5 make folds: {line}")
+        for path in write_video_lists(dataset, options.root_dir):
+            print(f"5 make folds: {path}: for inference.predict --list")
     return 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from demo import make_dataset
 from demo.actors import Scene, make_actor
 from demo.face_swap import FaceSwap
-from evaluation import score
+from evaluation import metrics, tables
 from inference import predict
 from inference.aggregate import ensemble_label
 from preprocessing import __main__ as all_steps
@@ -197,13 +197,13 @@ def score_each(models, test_videos, out):
         "--device=cpu",
     ]
     predict.main([*prediction, "--models", *models])
-    labels = score.read_labels(test_videos / "labels.csv")
+    labels = tables.read_labels(test_videos / "labels.csv")
     by_video = {model: {name: [] for name in labels} for model in models}
     with open_csv(faces) as file:
         for row in csv.DictReader(file):
             by_video[row["model"]][row["video"]].append(float(row["probability"]))
     return [
-        score.score(
+        metrics.score(
             {name: ensemble_label([np.array(each)]) for name, each in videos.items()},
             labels,
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation import disguise, perturbations, robustness
-from evaluation.score import read_labels
+from evaluation.tables import read_labels
 from preprocessing.video import open_video, probe, read_frames
 from runtime.cli import UserError
 from tests.corpus import film, portrait

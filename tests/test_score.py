@@ -21,6 +21,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from evaluation import metrics, tables
 from evaluation import score as scorer
 from runtime.cli import UserError
 
@@ -28,7 +29,7 @@ from runtime.cli import UserError
 def test_scores_by_hand():
     labels = {"a": 1, "b": 1, "c": 0, "d": 0}
     probabilities = {"d": 0.6, "a": 0.9, "b": 0.5, "c": 0.2}
-    scores = scorer.score(probabilities, labels)
+    scores = metrics.score(probabilities, labels)
     expected = -(log(0.9) + log(0.5) + log(0.8) + log(0.4)) / 4
     assert scores.log_loss == pytest.approx(expected)
     assert scores.accuracy == 0.5  # 0.5 is not above 0.5, and 0.6 is wrong
@@ -38,16 +39,16 @@ def test_scores_by_hand():
 
 
 def test_certain_and_wrong_is_clipped_as_kaggle_did():
-    scores = scorer.score({"a": 0.0, "b": 0.0}, {"a": 1, "b": 0})
+    scores = metrics.score({"a": 0.0, "b": 0.0}, {"a": 1, "b": 0})
     assert scores.log_loss == pytest.approx(-log(1e-15) / 2)
-    assert np.isnan(scorer.score({"a": 0.3}, {"a": 1}).auc)
+    assert np.isnan(metrics.score({"a": 0.3}, {"a": 1}).auc)
 
 
 def test_scores_equal_scikit_learn():
     rng = np.random.default_rng(0)
     truth, values = rng.integers(0, 2, 200), rng.uniform(0, 1, 200)
     names = [str(n) for n in range(200)]
-    scores = scorer.score(dict(zip(names, values)), dict(zip(names, truth)))
+    scores = metrics.score(dict(zip(names, values)), dict(zip(names, truth)))
     assert scores.log_loss == pytest.approx(log_loss(truth, values))
     assert scores.auc == pytest.approx(roc_auc_score(truth, values))
     assert scores.accuracy == np.mean((values > 0.5) == truth)
@@ -66,15 +67,15 @@ def test_weighted_precision_by_hand():
     truth = np.array([1, 0, 1, 1, 0, 1])
     expected = {0.1: 1, 0.25: 1, 0.5: 2 / 102, 0.75: 3 / 103, 0.9: 4 / 204, 1: 4 / 204}
     for recall, precision in expected.items():
-        found = scorer.weighted_precision(truth, values, recall)
+        found = metrics.weighted_precision(truth, values, recall)
         assert found == pytest.approx(precision)
-    unweighted = scorer.weighted_precision(truth, values, 0.9, alpha=1)
+    unweighted = metrics.weighted_precision(truth, values, 0.9, alpha=1)
     assert unweighted == pytest.approx(4 / 6)
-    metrics = scorer.metrics()
-    assert metrics["ln wP at recall 0.5"](truth, values) == pytest.approx(log(2 / 102))
-    assert metrics["ln wP at recall 0.1"](truth, values) == 0
+    by_name = metrics.metrics()
+    assert by_name["ln wP at recall 0.5"](truth, values) == pytest.approx(log(2 / 102))
+    assert by_name["ln wP at recall 0.1"](truth, values) == 0
     # a weighted precision of 0, without a warning for the logarithm of 0
-    assert metrics["ln wP at recall 0.5"](np.zeros(6), values) == -inf
+    assert by_name["ln wP at recall 0.5"](np.zeros(6), values) == -inf
 
 
 def slow_weighted_precision(truth, values, recall):
@@ -90,9 +91,9 @@ def test_weighted_precision_equals_a_search_of_all_thresholds():
     for _ in range(20):
         truth = rng.integers(0, 2, 60)
         values = np.round(rng.uniform(0, 1, 60), 1)  # with ties
-        for recall in scorer.RECALLS:
+        for recall in metrics.RECALLS:
             expected = slow_weighted_precision(truth, values, recall)
-            found = scorer.weighted_precision(truth, values, recall)
+            found = metrics.weighted_precision(truth, values, recall)
             assert found == pytest.approx(expected)
 
 
@@ -100,13 +101,13 @@ def test_calibration_error_by_hand():
     """A bin of two videos, mean 0.15, one of them fake; a bin of one real at 1.0."""
     truth, values = np.array([0, 1, 0]), np.array([0.1, 0.2 - 1e-9, 1.0])
     expected = 2 / 3 * 0.35 + 1 / 3 * 1
-    assert scorer.calibration_error(truth, values) == pytest.approx(expected)
+    assert metrics.calibration_error(truth, values) == pytest.approx(expected)
 
 
 def test_balanced_accuracy_and_clipped_scores_by_hand():
     probabilities = {"a": 1.0, "b": 0.2, "c": 0.1, "d": 0.0}
     labels = {"a": 1, "b": 1, "c": 0, "d": 0}
-    scores = scorer.score(probabilities, labels, clip=0.01)
+    scores = metrics.score(probabilities, labels, clip=0.01)
     assert scores.values["balanced accuracy"] == 0.75 and scores.clipped == 2
     assert scores.log_loss == pytest.approx(-(2 * log(0.99) + log(0.2) + log(0.9)) / 4)
 
@@ -115,7 +116,7 @@ def test_intervals_of_the_accuracy_are_the_binomials():
     """70 of 100 correct: the bootstrap distribution is binomial, n = 100, p = 0.7."""
     names = [str(number) for number in range(100)]
     probabilities = {name: 0.9 if int(name) < 70 else 0.1 for name in names}
-    scores = scorer.score(probabilities, dict.fromkeys(names, 1), resamples=2000)
+    scores = metrics.score(probabilities, dict.fromkeys(names, 1), resamples=2000)
     expected = binom.ppf([0.025, 0.975], 100, 0.7) / 100
     assert scores.intervals["accuracy"] == pytest.approx(expected, abs=0.011)
     assert np.isnan(scores.intervals["AUC"]).all()
@@ -283,7 +284,7 @@ SAVED_TABLES = {
 @pytest.mark.parametrize("content", SAVED_TABLES.values(), ids=SAVED_TABLES)
 def test_submissions_as_programs_save_them(tmp_path, content):
     (tmp_path / "s.csv").write_bytes(content)
-    found = scorer.read_submission(tmp_path / "s.csv")
+    found = tables.read_submission(tmp_path / "s.csv")
     assert found == {"a.mp4": 0.9, "b.mp4": 0.2}
 
 
@@ -292,24 +293,24 @@ def test_labels_as_programs_save_them(tmp_path):
     rows = "".join(f"{number};{word}\n" for number, word in enumerate(words))
     (tmp_path / "l.csv").write_text(f"filename;label\n{rows}")
     expected = dict(zip("012345678", (0, 1, 1, 0, 0, 1, 0, 1, 1)))
-    assert scorer.read_labels(tmp_path / "l.csv") == expected
+    assert tables.read_labels(tmp_path / "l.csv") == expected
     metadata = {"a": {"label": "fake"}, "b": {"label": 0}, "c": {"label": 1.0}}
     text = json.dumps(metadata)
     (tmp_path / "METADATA.JSON").write_text(text, encoding="utf-8-sig")
-    assert scorer.read_labels(tmp_path / "METADATA.JSON") == {"a": 1, "b": 0, "c": 1}
+    assert tables.read_labels(tmp_path / "METADATA.JSON") == {"a": 1, "b": 0, "c": 1}
 
 
 def test_cells_with_commas_quotes_and_missing_ends(tmp_path):
     table = tmp_path / "l.csv"
     table.write_text('filename,label,how,who\n"a, ""b"".mp4",1,"x, y"\nc.mp4,0\n')
-    assert scorer.read_labels(table) == {'a, "b".mp4': 1, "c.mp4": 0}
-    assert scorer.read_column(table, "how") == {'a, "b".mp4': "x, y", "c.mp4": ""}
-    assert scorer.read_column(table, "who") == {'a, "b".mp4': "", "c.mp4": ""}
+    assert tables.read_labels(table) == {'a, "b".mp4': 1, "c.mp4": 0}
+    assert tables.read_column(table, "how") == {'a, "b".mp4': "x, y", "c.mp4": ""}
+    assert tables.read_column(table, "who") == {'a, "b".mp4': "", "c.mp4": ""}
 
 
 def test_names_that_begin_with_a_blank_or_are_not_utf8(tmp_path):
     (tmp_path / "s.csv").write_bytes(b"filename,label\n a.mp4,0.9\n b\xe9.mp4,0.2\n")
-    names = scorer.read_submission(tmp_path / "s.csv")
+    names = tables.read_submission(tmp_path / "s.csv")
     assert [os.fsencode(name) for name in names] == [b" a.mp4", b" b\xe9.mp4"]
 
 
@@ -328,10 +329,10 @@ def test_what_is_no_text_is_said_to_be_none(tmp_path):
         with pytest.raises(
             UserError, match=r"is not a CSV .* save it as CSV \(UTF-8\)"
         ):
-            scorer.read_submission(tmp_path / "s.csv")
+            tables.read_submission(tmp_path / "s.csv")
     (tmp_path / "s.csv").write_text(f'filename,label\n"{PLAIN * 10000}')
     with pytest.raises(UserError, match="s.csv: is not a CSV file"):
-        scorer.read_submission(tmp_path / "s.csv")
+        tables.read_submission(tmp_path / "s.csv")
 
 
 def test_names_match_without_their_endings(tmp_path, capsys):
@@ -360,7 +361,7 @@ def test_names_match_without_their_endings(tmp_path, capsys):
 )
 def test_names_that_are_kept(names, others, capsys):
     probabilities = dict.fromkeys(names, 0.5)
-    matched = scorer.match_names(probabilities, dict.fromkeys(others, 1))
+    matched = tables.match_names(probabilities, dict.fromkeys(others, 1))
     assert matched == probabilities and not capsys.readouterr().err
 
 

@@ -1,0 +1,223 @@
+"""Read submissions, faces CSVs and labels as users have them.
+
+Reads  a submission: filename,label
+       a faces CSV of `inference.predict` or `evaluation.crops`: video,frame,…,model,
+       probability
+       labels: a CSV with filename,label (0/1 or REAL/FAKE) and optionally more columns;
+       DATA/folds.csv, whose videos have technique and split; a DFDC metadata.json, also
+       that of the released test set, whose columns are augmenter and distractor
+All CSV files also as Excel saves them (`runtime.files.read_csv_rows`).
+"""
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from preprocessing.dataset import parse_label, parse_number
+from preprocessing.datasets.dfdc import read_metadata
+from preprocessing.video import SUFFIXES
+from runtime.cli import UserError
+from runtime.files import read_csv_rows
+
+FACES_COLUMNS = ("video", "frame", "model", "probability")
+NO_DISGUISE = "none"
+
+
+def read_submission(path: Path) -> dict[str, float]:
+    """The probability of FAKE by file name.
+
+    Raises:
+        UserError: a label is not a number from 0 to 1.
+    """
+    probabilities = {}
+    for name, row in _read_rows(path).items():
+        text = row["label"]
+        try:
+            probability = parse_number(text)
+        except ValueError as error:
+            raise UserError(
+                f"{path}: {name}: the label {text!r} is not a number"
+            ) from error
+        if not 0 <= probability <= 1:
+            raise UserError(
+                f"{path}: {name}: the label {text} is not a probability from 0 to 1"
+            )
+        probabilities[name] = probability
+    return probabilities
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """The label, 0 or 1, by file name, from a CSV or a metadata.json.
+
+    Raises:
+        UserError: a label is none of 0, 1, REAL and FAKE.
+    """
+    labels = {}
+    for name, row in read_label_rows(path).items():
+        label = row.get("label")
+        try:
+            labels[name] = parse_label(str(label).strip())
+        except ValueError as error:
+            raise UserError(
+                f"{path}: {name}: the label {label!r} must be 0, 1, REAL or FAKE"
+            ) from error
+    return labels
+
+
+def read_label_rows(path: Path) -> dict[str, dict]:
+    """All columns of the labels file by file name."""
+    if path.suffix.lower() == ".json":
+        return {name: _json_row(row) for name, row in read_metadata(path).items()}
+    return _read_rows(path)
+
+
+def _json_row(entry: dict) -> dict:
+    """A metadata.json's entry; of the test set, which has no `label`, as a row."""
+    if "is_fake" not in entry:
+        return entry
+    row = {"label": str(entry["is_fake"])}
+    augmentations = entry.get("augmentations") or {}
+    for column in ("augmenter", "distractor"):
+        row[column] = "+".join(augmentations.get(column) or {}) or NO_DISGUISE
+    return row
+
+
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """One column of the labels file by file name.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    rows = read_label_rows(path)
+    if not any(column in row for row in rows.values()):
+        columns = ", ".join(dict.fromkeys(key for row in rows.values() for key in row))
+        raise UserError(
+            f"{path}: has no column {column!r} to group by; it has {columns}"
+        )
+    return {name: str(row.get(column) or "") for name, row in rows.items()}
+
+
+def is_faces_csv(path: Path) -> bool:
+    """Whether the first line names the columns of a faces CSV."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            header = file.readline(1000)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return all(column in header for column in FACES_COLUMNS)
+
+
+def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
+    """Read a faces CSV.
+
+    Returns:
+        by video, by frame number, by network: the probabilities of the frame's faces.
+
+    Raises:
+        UserError: a frame or a probability is no number in its range.
+    """
+    videos: dict[str, dict] = defaultdict(dict)
+    for row in read_csv_rows(path, FACES_COLUMNS):
+        try:
+            frame, probability = int(row["frame"]), parse_number(row["probability"])
+        except ValueError as error:
+            raise UserError(
+                f"{path}: {row['video']}: frame {row['frame']!r} with the probability "
+                f"{row['probability']!r} are no numbers"
+            ) from error
+        if not 0 <= probability <= 1:
+            raise UserError(
+                f"{path}: {row['video']}: {probability} is no probability from 0 to 1"
+            )
+        by_model = videos[row["video"]].setdefault(frame, defaultdict(list))
+        by_model[row["model"]].append(probability)
+    if not videos:
+        raise UserError(f"{path}: lists no face")
+    return dict(videos)
+
+
+def frame_scores(frames: dict[int, dict[str, list[float]]]) -> dict[int, float]:
+    """A video's score of each frame: mean over networks, then the largest face's."""
+    return {
+        frame: float(np.mean(list(by_model.values()), axis=0).max())
+        for frame, by_model in frames.items()
+    }
+
+
+def scores_by_model(frames: dict[int, dict[str, list[float]]]) -> list[np.ndarray]:
+    """A video's face scores of each network, (K,) float32 in the frames' order."""
+    by_model: dict[str, list[float]] = defaultdict(list)
+    for each in frames.values():
+        for model, probabilities in each.items():
+            by_model[model] += probabilities
+    return [np.array(scores, np.float32) for scores in by_model.values()]
+
+
+Value = TypeVar("Value")
+
+
+def match_names(
+    probabilities: Mapping[str, Value], labels: Mapping[str, int]
+) -> dict[str, Value]:
+    """Give the probabilities the file names of the labels, and say so on stderr.
+
+    `aaaa` and `aaaa.mp4` are one video where no other name of either file has this
+    stem. Other names are kept.
+    """
+    own, others = _by_stem(probabilities), _by_stem(labels)
+    renamed = {}
+    for stem, names in own.items():
+        found = others.get(stem, [])
+        if len(names) == len(found) == 1 and names != found:
+            bare = {names[0].strip(), found[0].strip()}
+            if stem in bare or len(bare) == 1:
+                renamed[names[0]] = found[0]
+    if renamed:
+        name, label = next(iter(renamed.items()))
+        print(
+            f"{len(renamed)} file names differ in their endings and were matched "
+            f"without, the first is {name} in the submission, {label} in the labels",
+            file=sys.stderr,
+        )
+    return {renamed.get(name, name): value for name, value in probabilities.items()}
+
+
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    """The file names by what they are without a video's ending."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        stem, ending = os.path.splitext(name.strip())
+        is_video = ending.lower() in SUFFIXES
+        groups.setdefault(stem if is_video else name.strip(), []).append(name)
+    return groups
+
+
+def _read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a CSV by their filename, which must be unique.
+
+    Of a folds.csv, which has a row for each crop, the first row of each video.
+    """
+    try:
+        rows = read_csv_rows(path, ("filename", "label"))
+    except UserError:
+        try:
+            crops = read_csv_rows(path, ("video", "label", "file"))
+        except UserError:
+            crops = []
+        if not crops:
+            raise
+        return {row["video"]: row for row in reversed(crops)}
+    if not rows:
+        raise UserError(f"{path}: lists no video")
+    for stem, names in _by_stem(row["filename"] for row in rows).items():
+        if len({*names}) < len(names) or (stem in names and len(names) > 1):
+            raise UserError(
+                f"{path}: names a video twice, {' and '.join(sorted({*names}))}; "
+                "keep one row of each"
+            )
+    return {row["filename"]: row for row in rows}
