@@ -17,7 +17,7 @@ from pathlib import Path
 from preprocessing.crops import crop_face, write_image
 from preprocessing.dataset import Video
 from preprocessing.layout import boxes_path, crops_dir
-from preprocessing.pairs import match_original, scale_frame
+from preprocessing.pairs import fit_frame, match_original
 from preprocessing.step import open_dataset, run_step, step_parser
 from preprocessing.video import probe, read_frames
 from runtime.cli import UserError, run_main
@@ -44,8 +44,10 @@ def extract_crops(video: Video, root: Path) -> None:
         number: frame_boxes for number, frame_boxes in detections.items() if frame_boxes
     }
     info = probe(video.path)
-    size, skipped = match_original(video, info, boxes) if boxes else (None, [])
+    fit, skipped = match_original(video, info, boxes) if boxes else (None, [])
     skipped += info.notes
+    if not video.has_own_boxes:  # its original may be longer
+        boxes = {number: each for number, each in boxes.items() if number < info.frames}
     if not boxes:
         skipped.append(f"no face found in {len(detections)} frames")
     expected = len(range(0, info.frames, FRAME_STEP))
@@ -57,7 +59,7 @@ def extract_crops(video: Video, root: Path) -> None:
     with atomic_folder(crops_dir(root, video.name), skipped) as folder:
         for number, frame in read_frames(video.path, sorted(boxes), info):
             decoded += 1
-            frame = scale_frame(frame, size)
+            frame = fit_frame(frame, fit)
             for actor, box in enumerate(boxes[number]):
                 crop = crop_face(frame, box)
                 if crop.size:

@@ -1,12 +1,15 @@
 """Whether a fake's frames match those of its original, so that the same boxes fit both.
 
 DFDC's fakes have their original's size, frame rate and start, and sometimes a few
-frames more or less at the end. Other data sets and re-encoded copies need not.
+frames more or less at the end. Other data sets and re-encoded copies need not. In
+FaceForensics++, Face2Face and NeuralTextures leave out the borders of frames whose width
+is no multiple of 16.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +23,7 @@ Size = tuple[int, int]  # width, height in pixels
 MAX_RATE_DIFFERENCE = 0.01  # of the frame rate: 29.97 and 30 are the same
 MAX_START_DIFFERENCE = 0.25  # seconds: more than the delay of B frames
 MAX_SHAPE_DIFFERENCE = 0.02  # of width / height: rounding to even numbers
+MAX_BORDER = 32  # pixels of the width or height that a fake may leave out
 MAX_LENGTH_DIFFERENCE = 10  # frames more or less at the end that are not looked into
 COMPARED_FRAMES = 3
 COMPARED_WIDTH = 64  # pixels
@@ -28,16 +32,28 @@ COMPARED_WIDTH = 64  # pixels
 MAX_CONTENT_DIFFERENCE = 10.0
 
 
+class Fit(NamedTuple):
+    """How a fake's frames become as large as its original's.
+
+    size: of the original.
+    is_middle: the fake shows the middle of the original, so its borders are repeated
+        outwards; otherwise its frames are scaled.
+    """
+
+    size: Size
+    is_middle: bool = False
+
+
 def match_original(
     video: Video, info: VideoInfo, boxes: dict[int, list[list[float]]]
-) -> tuple[Size | None, list[str]]:
+) -> tuple[Fit | None, list[str]]:
     """Compare a fake with its original.
 
     Args:
         boxes: of the original's faces by frame number, xyxy in half-resolution pixels.
 
     Returns:
-        The size to which the fake's frames must be scaled, None if it is their own, and
+        How the fake's frames must be changed for the boxes, None if not at all, and
         notes for the user.
 
     Raises:
@@ -57,23 +73,12 @@ def match_original(
             f"{video.path}: starts at {info.start:.2f} s, its original {name} at "
             f"{original.start:.2f} s: its boxes do not fit"
         )
-    size, notes = None, []
+    fit, notes = None, []
     if (info.width, info.height) != (original.width, original.height):
-        width, height = _shown_size(video.path, info)
-        size = _shown_size(video.original_path, original)
-        own, wanted = f"{width}x{height}", f"{size[0]}x{size[1]}"
-        ratio = width / height / (size[0] / size[1])
-        if abs(ratio - 1) > MAX_SHAPE_DIFFERENCE:
-            raise UserError(
-                f"{video.path}: {own}, another shape than its original {name} with "
-                f"{wanted}: its boxes do not fit"
-            )
-        if (width, height) == size:  # one of them is stored rotated
-            size = None
-        else:
-            notes.append(f"{own}, scaled to the {wanted} of its original {name}")
+        fit, note = _fit_size(video, info, original, boxes)
+        notes += note
     if abs(info.frames - original.frames) > MAX_LENGTH_DIFFERENCE:
-        difference = _content_difference(video, boxes, size)
+        difference = _content_difference(video, boxes, fit)
         lengths = f"{info.frames} frames, its original {name} has {original.frames}"
         if difference > MAX_CONTENT_DIFFERENCE:
             raise UserError(
@@ -81,20 +86,60 @@ def match_original(
                 "its boxes do not fit"
             )
         notes.append(f"{lengths}; they show the same moments from the start")
-    return size, notes
+    return fit, notes
+
+
+def _fit_size(
+    video: Video,
+    info: VideoInfo,
+    original: VideoInfo,
+    boxes: dict[int, list[list[float]]],
+) -> tuple[Fit | None, list[str]]:
+    """The fit of a fake of another size than its original's, and a note."""
+    assert video.original_path is not None
+    own = _shown_size(video.path, info)
+    wanted = _shown_size(video.original_path, original)
+    if own == wanted:  # one of them is stored rotated
+        return None, []
+    sizes = [f"{width}x{height}" for width, height in (own, wanted)]
+    scaled, middle = Fit(wanted), Fit(wanted, is_middle=True)
+    has_shape = _ratio(own, wanted) <= MAX_SHAPE_DIFFERENCE
+    if all(0 <= w - o <= MAX_BORDER for o, w in zip(own, wanted)):
+        difference = _content_difference(video, boxes, middle)
+        if difference <= MAX_CONTENT_DIFFERENCE and not (
+            has_shape and _content_difference(video, boxes, scaled) < difference
+        ):
+            note = f"{sizes[0]}, the middle of the {sizes[1]} of its original"
+            return middle, [f"{note} {video.original}"]
+    if not has_shape:
+        raise UserError(
+            f"{video.path}: {sizes[0]}, another shape than its original "
+            f"{video.original} with {sizes[1]}: its boxes do not fit"
+        )
+    note = f"{sizes[0]}, scaled to the {sizes[1]} of its original {video.original}"
+    return scaled, [note]
+
+
+def _ratio(one: Size, other: Size) -> float:
+    """By how much the width to height of two sizes differs, as a fraction."""
+    return abs(one[0] / one[1] / (other[0] / other[1]) - 1)
 
 
 # DFDC has five fakes of each original
 _probe_original = lru_cache(maxsize=4096)(probe)
 
 
-def scale_frame(frame: np.ndarray, size: Size | None) -> np.ndarray:
-    """A frame (H, W, 3) uint8 at another size."""
-    if size is None:
+def fit_frame(frame: np.ndarray, fit: Fit | None) -> np.ndarray:
+    """A fake's frame (H, W, 3) uint8 as large as its original's."""
+    if fit is None:
         return frame
-    shrinks = size[0] < frame.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(frame, size, interpolation=interpolation)
+    (width, height), (own_height, own_width) = fit.size, frame.shape[:2]
+    if fit.is_middle:
+        left, top = (width - own_width) // 2, (height - own_height) // 2
+        right, bottom = width - own_width - left, height - own_height - top
+        return cv2.copyMakeBorder(frame, top, bottom, left, right, cv2.BORDER_REPLICATE)
+    interpolation = cv2.INTER_AREA if width < own_width else cv2.INTER_CUBIC
+    return cv2.resize(frame, fit.size, interpolation=interpolation)
 
 
 def _shown_size(path: Path, info: VideoInfo) -> Size:
@@ -105,7 +150,7 @@ def _shown_size(path: Path, info: VideoInfo) -> Size:
 
 
 def _content_difference(
-    video: Video, boxes: dict[int, list[list[float]]], size: Size | None
+    video: Video, boxes: dict[int, list[list[float]]], fit: Fit | None
 ) -> float:
     """The median over some frames of the difference outside the faces."""
     assert video.original_path is not None
@@ -114,7 +159,7 @@ def _content_difference(
     chosen = sorted({numbers[place] for place in places})
     fakes = dict(read_frames(video.path, chosen))
     differences = [
-        _frame_difference(scale_frame(fakes[number], size), frame, boxes[number])
+        _frame_difference(fit_frame(fakes[number], fit), frame, boxes[number])
         for number, frame in read_frames(video.original_path, chosen)
         if number in fakes
     ]

@@ -77,6 +77,25 @@ def test_another_size_is_scaled(pair, scale):
     assert len(list((root / "diffs" / "fake").glob("*.png"))) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("border", [(22, 0), (0, 16), (30, 20)])
+def test_the_middle_of_a_frame_keeps_its_place(pair, border):
+    """As FaceForensics++'s Face2Face: 832 of 854 columns."""
+    root, path, frames = pair
+    height, width = frames[0].shape[:2]
+    x, y = (side // 2 for side in border)
+    inner = [
+        frame[y : height - border[1] + y, x : width - border[0] + x] for frame in frames
+    ]
+    write_video(path, inner, crf="10")
+    status, reasons = run(root)
+    size = f"{width - border[0]}x{height - border[1]}"
+    assert reasons == [
+        f"{size}, the middle of the {width}x{height} of its original real"
+    ]
+    assert status == 0 and difference(root) < 6
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
