@@ -41,8 +41,8 @@ ACTORS_REAL = re.compile(r"(\d+)__.+")
 
 
 def detect(root: Path) -> bool:
-    """Whether a folder has one of the two folders of sequences, with videos."""
-    return bool(_find_folders(root))
+    """Whether a folder has manipulated_sequences with videos."""
+    return any(folder.parents[2].name == FAKES for folder in _find_folders(root))
 
 
 def read_dataset(root: Path, compression: str = "") -> Dataset:

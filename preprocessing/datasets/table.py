@@ -137,6 +137,10 @@ def _make_video(
             str(file), f"{name}: {len(members)} rows have this name; one video each"
         )
         return
+    if len({each.parent for each, _ in members}) > 1:
+        reason = f"{name}: its pictures are in several folders; name a video for each"
+        yield Skipped(str(file), reason)
+        return
     for _, row in members:
         if changed := [
             column
