@@ -420,3 +420,66 @@ def test_a_gpu_that_is_not_there(videos, checkpoints, tmp_path, monkeypatch):
         MachineError, match="--device cuda:1: PyTorch finds no GPU here"
     ):
         run(videos, tmp_path / "s.csv", checkpoints, "--device", "cuda:1")
+
+
+def test_a_list_gives_its_rows_in_its_order(
+    videos, checkpoints, predicted, tmp_path, capsys
+):
+    """In sub-folders; what is not there, leaves the folder or is twice is said."""
+    root, output = tmp_path / "test", tmp_path / "submission.csv"
+    (root / "x" / "y").mkdir(parents=True)
+    shutil.copy(videos / f"{REAL}.mp4", root / "x" / "y" / "same.mp4")
+    shutil.copy(videos / f"{FAKE}.mp4", root / "x" / "same.mp4")
+    listed = tmp_path / "sample_submission.csv"
+    listed.write_text(
+        "filename,label\nz.mp4,0.5\nx/y/same.mp4,0.5\n../out.mp4,0.5\nx/same.mp4,0.5\n"
+        "x/./same.mp4,0.5\n"
+    )
+    report = tmp_path / "pages"
+    options = ["--list", listed, "--report", report, "--faces-csv", tmp_path / "f.csv"]
+    assert run(root, output, checkpoints, *options) == 0
+    rows = read_rows(output)
+    names = ["z.mp4", "x/y/same.mp4", "../out.mp4", "x/same.mp4"]
+    assert [row["filename"] for row in rows] == names
+    alone = {
+        row["filename"]: row["label"] for row in read_rows(predicted / "submission.csv")
+    }
+    assert [row["label"] for row in rows] == [
+        *("0.5", alone[f"{REAL}.mp4"], "0.5", alone[f"{FAKE}.mp4"]),
+    ]
+    reasons = read_rows(tmp_path / "submission.report.csv")
+    assert [row["filename"] for row in reasons] == ["z.mp4", "../out.mp4"]
+    assert "listed, but not there" in reasons[0]["reason"]
+    assert "is no path inside" in reasons[1]["reason"]
+    assert "x/./same.mp4 is listed twice" in capsys.readouterr().err
+    assert {row["video"] for row in read_rows(tmp_path / "f.csv")} == {
+        *("x/y/same.mp4", "x/same.mp4"),
+    }
+    assert len(list((report / "videos").glob("*.html"))) == 4
+    (tmp_path / "paths.csv").write_text("path,label\nx/same.mp4,1\n")
+    assert run(root, output, checkpoints, "--list", tmp_path / "paths.csv") == 0
+    assert [row["filename"] for row in read_rows(output)] == ["x/same.mp4"]
+
+
+def test_all_folders_below(videos, checkpoints, tmp_path):
+    (tmp_path / "test" / "b").mkdir(parents=True)
+    shutil.copy(videos / f"{REAL}.mp4", tmp_path / "test" / "b" / "1.mp4")
+    shutil.copy(videos / "no face.mp4", tmp_path / "test" / "a.mp4")
+    output = tmp_path / "s.csv"
+    assert run(tmp_path / "test", output, checkpoints, "--recursive") == 0
+    assert [row["filename"] for row in read_rows(output)] == ["a.mp4", "b/1.mp4"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "cannot be read"),
+        ("name\na.mp4\n", "columns filename; it has name"),
+        ("filename\n", "lists no video"),
+    ],
+)
+def test_a_list_that_is_none(videos, checkpoints, tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        run(videos, tmp_path / "s.csv", checkpoints, "--list", tmp_path / "list.csv")

@@ -1,6 +1,7 @@
 """Metrics by hand and against scikit-learn, confidence intervals, groups, bad input,
 tables as Excel and editors save them."""
 
+import csv
 import gzip
 import json
 import os
@@ -388,3 +389,240 @@ def test_an_ascii_terminal_shows_any_name(tmp_path):
     assert (
         "\udce9" in json.loads((tmp_path / "s.json").read_text())["groups"]["méthode"]
     )
+
+
+def slow_equal_error_rate(truth, values):
+    """Where the two error rates cross, between all thresholds, by bisection."""
+    thresholds = [np.inf, *sorted(set(values), reverse=True)]
+    points = [
+        (
+            np.mean([value >= limit for value in values[truth == 0]]),
+            np.mean([value < limit for value in values[truth == 1]]),
+        )
+        for limit in thresholds
+    ]
+
+    def gap(position):
+        at = min(int(position), len(points) - 2)
+        (fpr, fnr), (fpr_2, fnr_2) = points[at], points[at + 1]
+        share = position - at
+        false_alarms = fpr + share * (fpr_2 - fpr)
+        return fnr + share * (fnr_2 - fnr) - false_alarms, false_alarms
+
+    low, high = 0.0, len(points) - 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gap(middle)[0] > 0 else (low, middle)
+    return gap(low)[1]
+
+
+def test_equal_error_rate_beside_bisection_and_by_hand():
+    rng = np.random.default_rng(0)
+    for count in (5, 20, 200):
+        truth = np.array([0, 1, *rng.integers(0, 2, count)])
+        values = np.round(truth * 0.2 + rng.random(count + 2), 1)  # with ties
+        expected = slow_equal_error_rate(truth, values)
+        assert metrics.equal_error_rate(truth, values) == pytest.approx(expected)
+    # one of two reals above one of three fakes: between fpr 0, fnr 1/3 and 1/2, 1/3
+    truth, values = np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.6, 0.5, 0.7, 0.8])
+    assert metrics.equal_error_rate(truth, values) == pytest.approx(1 / 3)
+    assert metrics.equal_error_rate(np.array([0, 1]), np.array([0.1, 0.9])) == 0
+    assert metrics.equal_error_rate(np.array([0, 1]), np.array([0.9, 0.1])) == 1
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """A faces CSV of two networks, four videos of two techniques, and labels.
+
+    Video c has two faces in frame 3; d, which is fake, shows no face.
+    """
+    rng = np.random.default_rng(1)
+    places = {"a.mp4": [0, 3], "b.mp4": [0], "c.mp4": [0, 3, 3], "e.mp4": [1, 2, 3]}
+    rows, kept = ["video,frame,time,x1,y1,x2,y2,model,probability"], {}
+    for video, frames in places.items():
+        for face, frame in enumerate(frames):
+            for model in ("one", "two"):
+                value = round(float(rng.random()), 3)
+                kept[video, frame, face, model] = value
+                rows.append(f"{video},{frame},0,1,1,2,2,{model},{value}")
+    (tmp_path / "faces.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "labels.csv").write_text(
+        "filename,label,technique\na.mp4,0,\nb.mp4,0,\nc.mp4,1,swap\ne.mp4,1,paint\n"
+        "d.mp4,1,swap\n"
+    )
+    return tmp_path, kept
+
+
+def slow_levels(kept):
+    """Frame scores, and by video the mean over them and the winner's rule."""
+    from inference.aggregate import winner
+
+    frames, by_rule = {}, {}
+    for video in dict.fromkeys(key[0] for key in kept):
+        for frame in dict.fromkeys(key[1] for key in kept if key[0] == video):
+            faces = {key[2] for key in kept if key[:2] == (video, frame)}
+            frames[video, frame] = max(
+                np.mean([kept[video, frame, face, model] for model in ("one", "two")])
+                for face in faces
+            )
+        by_rule[video] = np.mean(
+            [
+                winner(np.array([kept[k] for k in kept if k[0] == video and k[3] == m]))
+                for m in ("one", "two")
+            ]
+        )
+    means = {
+        video: np.mean([value for key, value in frames.items() if key[0] == video])
+        for video in by_rule
+    }
+    return frames, means, by_rule
+
+
+def test_three_levels_of_a_faces_csv_beside_scikit_learn(faces, capsys):
+    folder, kept = faces
+    frames, means, by_rule = slow_levels(kept)
+    arguments = [
+        "--submission",
+        folder / "faces.csv",
+        "--labels",
+        folder / "labels.csv",
+    ]
+    out = folder / "out.json"
+    assert scorer.main([*map(str, [*arguments, "--json", out, "--resamples", 50])]) == 0
+    results = json.loads(out.read_text())
+    truth = {"a.mp4": 0, "b.mp4": 0, "c.mp4": 1, "e.mp4": 1, "d.mp4": 1}
+    for level, values in (
+        ("videos, rule winner", by_rule | {"d.mp4": 0.5}),
+        ("videos, mean over frames", means | {"d.mp4": 0.5}),
+        ("frames", frames),
+    ):
+        y_true = [truth[key if isinstance(key, str) else key[0]] for key in values]
+        y_score = [*values.values()]
+        found = results["levels"][level]
+        for name, expected in (
+            ("AUC", roc_auc_score(y_true, y_score)),
+            ("average precision", average_precision_score(y_true, y_score)),
+            ("log loss", log_loss(y_true, y_score)),
+            ("accuracy", np.mean((np.array(y_score) > 0.5) == y_true)),
+            ("EER", slow_equal_error_rate(np.array(y_true), np.array(y_score))),
+        ):
+            assert found[name]["value"] == pytest.approx(expected, abs=1e-6), name
+            low, high = map(float, found[name]["interval"])
+            assert low <= found[name]["value"] <= high or name == "EER"
+    # a technique against all reals, without being asked for
+    swap = results["groups"]["technique"]["swap"]["videos, mean over frames"]
+    values = {
+        name: means.get(name, 0.5) for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
+    }
+    expected = roc_auc_score([0, 0, 1, 1], [*values.values()])
+    assert swap["AUC"]["value"] == pytest.approx(expected) and swap["videos"] == 4
+    printed = capsys.readouterr().out
+    assert "1 videos without a face have 0.5" in printed
+    assert "technique paint, frames: log loss" in printed
+
+
+def test_frames_of_a_video_are_drawn_together():
+    """Fifty videos of forty equal frames: the interval is that of fifty videos."""
+    rng = np.random.default_rng(0)
+    labels = {f"{n}": n % 2 for n in range(50)}
+    scores = {name: float(rng.random()) for name in labels}
+    frames = {name: [score] * 40 for name, score in scores.items()}
+    one = metrics.score_frames(frames, labels, resamples=400)
+    other = metrics.score(scores, labels, resamples=400)
+    assert one.auc == pytest.approx(other.auc)
+    width, expected = (
+        each.intervals["AUC"][1] - each.intervals["AUC"][0] for each in (one, other)
+    )
+    assert width == pytest.approx(expected, rel=0.1)
+
+
+def test_exported_frames_are_read_back(faces):
+    """By NumPy without pickle; folder names of equal videos stay apart."""
+    folder, kept = faces
+    frames, _, _ = slow_levels(kept)
+    text = (folder / "faces.csv").read_text().replace("e.mp4", "x/c.mp4")
+    (folder / "faces.csv").write_text(text)
+    labels = (folder / "labels.csv").read_text().replace("e.mp4", "x/c.mp4")
+    (folder / "labels.csv").write_text(labels)
+    targets = [folder / "out.npz", folder / "out.csv"]
+    arguments = [
+        "--submission",
+        folder / "faces.csv",
+        "--labels",
+        folder / "labels.csv",
+    ]
+    scorer.main([*map(str, [*arguments, "--export", *targets, "--resamples", 0])])
+    with np.load(targets[0]) as arrays:
+        names, y_true, y_pred = (
+            arrays[name].tolist() for name in ("img_names", "y_true", "y_pred")
+        )
+    expected = {
+        f"{video.replace('e.mp4', 'x_c.mp4').removesuffix('.mp4')}/{frame}.png": value
+        for (video, frame), value in frames.items()
+    }
+    assert dict(zip(names, y_pred)) == pytest.approx(expected)
+    assert len({name.split("/")[-2] for name in names}) == 4
+    truth = {name: int(name[0] in "cx") for name in names}
+    assert dict(zip(names, y_true)) == truth
+    with open(targets[1], newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [(row["path"], int(row["label"])) for row in rows] == [*zip(names, y_true)]
+    with pytest.raises(UserError, match="ends in .csv or .npz"):
+        scorer.main([*map(str, [*arguments, "--export", folder / "a.txt"])])
+
+
+def test_cross_auc_by_hand(tmp_path, capsys):
+    """Two sets, perfect each, with no common threshold."""
+    for name, values in (("one", (0.1, 0.2)), ("two", (0.8, 0.9))):
+        rows = f"a,{values[0]}\nb,{values[1]}\n"
+        (tmp_path / f"{name}.csv").write_text(f"filename,label\n{rows}")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("filename,label\na,0\nb,1\n")
+    arguments = [
+        *("--submission", tmp_path / "one.csv", "--labels", labels),
+        *("--against", tmp_path / "two.csv", labels, "--resamples", 0),
+    ]
+    assert scorer.main([*map(str, arguments)]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "reals of 1, fakes of 1: 1.0000",
+        "reals of 1, fakes of 2: 1.0000",
+        "reals of 2, fakes of 1: 0.0000",
+        "reals of 2, fakes of 2: 1.0000",
+    ):
+        assert line in printed
+
+
+def test_labels_of_folds_and_of_the_released_test_set(tmp_path):
+    (tmp_path / "folds.csv").write_text(
+        "video,file,label,original,frame,fold,technique,split\n"
+        "a,0_0.png,1,b,0,-1,swap,test\na,10_0.png,1,b,10,-1,swap,test\n"
+        "b,0_0.png,0,b,0,0,,val\n"
+    )
+    assert tables.read_labels(tmp_path / "folds.csv") == {"a": 1, "b": 0}
+    assert tables.read_column(tmp_path / "folds.csv", "technique") == {
+        "a": "swap",
+        "b": "",
+    }
+    submission = tmp_path / "s.csv"
+    submission.write_text("filename,label\na,0.7\nb,0.2\n")
+    options = ["--labels", str(tmp_path / "folds.csv"), "--resamples", "0"]
+    assert (
+        scorer.main(["--submission", str(submission), "--split", "test", *options]) == 0
+    )
+    with pytest.raises(UserError, match="has no video of the split train"):
+        scorer.main(["--submission", str(submission), "--split", "train", *options])
+    entries = {
+        "a.mp4": {"is_fake": 1, "augmentations": {"augmenter": {"blur": {"sigma": 2}}}},
+        "b.mp4": {
+            "is_fake": 0,
+            "augmentations": {"augmenter": {}, "distractor": {"dog": {}, "text": {}}},
+        },
+        "c.mp4": {"is_fake": 0, "augmentations": None},
+    }
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps(entries))
+    assert tables.read_labels(path) == {"a.mp4": 1, "b.mp4": 0, "c.mp4": 0}
+    expected = {"a.mp4": "blur", "b.mp4": "none", "c.mp4": "none"}
+    assert tables.read_column(path, "augmenter") == expected
+    assert tables.read_column(path, "distractor")["b.mp4"] == "dog+text"
