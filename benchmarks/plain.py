@@ -23,8 +23,9 @@ import cv2
 import numpy as np
 
 from inference.aggregate import ensemble_label
+from preprocessing import layout
 from preprocessing.crops import crop_face, write_image
-from preprocessing.datasets import dfdc, layout
+from preprocessing.datasets import dfdc
 from preprocessing.faces import (
     INFERENCE_THRESHOLDS,
     LANDMARK_THRESHOLDS,
