@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Raw DFDC videos to crops, landmarks, diffs and folds: the preprocessing steps in order.
+# Raw videos to crops, landmarks, diffs and folds: the preprocessing steps in order.
 #   ./preprocess_data.sh DATA [options of python -m preprocessing]
-# Options are, for instance, --workers N, --device cpu, --executor ray, --format wds.
-# DATA holds dfdc_train_part_0, dfdc_train_part_1, …
+# Options are, for instance, --output-dir OUT, --workers N, --device cpu, --format wds.
+# DATA holds dfdc_train_part_0, dfdc_train_part_1, …, or another data set (docs/data.md).
 # After an interruption, run it again: existing output is skipped.
 set -euo pipefail
 usage() { sed -n '2,6s/^# *//p' "$0"; }
@@ -10,6 +10,17 @@ usage() { sed -n '2,6s/^# *//p' "$0"; }
 [[ $# -ge 1 ]] || { usage >&2; exit 2; }
 data=$(realpath -- "$1")
 shift
+options=()
+previous=
+for option in "$@"; do # paths are relative to the folder in which this was typed
+    if [[ $previous == --output-dir || ($previous == --dataset && -f $option) ]]; then
+        option=$(realpath -m -- "$option")
+    elif [[ $option == --output-dir=* ]]; then
+        option=--output-dir=$(realpath -m -- "${option#*=}")
+    fi
+    options+=("$option")
+    previous=$option
+done
 cd -- "$(dirname -- "$0")"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
-exec python -m preprocessing --root-dir "$data" "$@"
+exec python -m preprocessing --root-dir "$data" "${options[@]}"

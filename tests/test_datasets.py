@@ -98,12 +98,6 @@ PREVIEW = {
     ),
 }
 DEEPERFORENSICS = {
-    "source_videos/M101/neutral/front.mp4": (
-        "M101_neutral_front",
-        0,
-        "M101_neutral_front",
-        "",
-    ),
     f"{ORIGINALS}/youtube/c23/videos/000.mp4": ("000", 0, "000", ""),
     "manipulated_videos/end_to_end/000_M101.mp4": (
         "end_to_end_000_M101",
@@ -116,6 +110,20 @@ DEEPERFORENSICS = {
         1,
         "000",
         "reenact_postprocess",
+    ),
+}
+DEEPERFORENSICS_ALONE = {
+    "source_videos/M101/neutral/front.mp4": (
+        "M101_neutral_front",
+        0,
+        "M101_neutral_front",
+        "",
+    ),
+    "manipulated_videos/end_to_end/000_M101.mp4": (
+        "end_to_end_000_M101",
+        1,
+        "end_to_end_000_M101",
+        "end_to_end",
     ),
 }
 TABLE = {
@@ -174,6 +182,7 @@ LAYOUTS = [
     ("celebdf", CELEBDF_PLUS),
     ("dfdc_preview", PREVIEW),
     ("deeperforensics", DEEPERFORENSICS),
+    ("deeperforensics", DEEPERFORENSICS_ALONE),
     ("list.csv", TABLE),
 ]
 
@@ -216,7 +225,9 @@ def test_every_reader_has_a_tree_here():
 
 
 @pytest.mark.parametrize(
-    "name, videos", LAYOUTS, ids=["ff", "celeb", "celeb++", "preview", "deeper", "csv"]
+    "name, videos",
+    LAYOUTS,
+    ids=["ff", "celeb", "celeb++", "preview", "deeper", "deeper alone", "csv"],
 )
 def test_a_layout_through_steps_1_2_and_5(write_tree, tmp_path, name, videos):
     """Names, labels, originals, techniques and splits; outputs elsewhere."""

@@ -1,9 +1,11 @@
 """Read DeeperForensics-1.0.
 
-Reads  DATA/source_videos/…/*.mp4 (actors), DATA/manipulated_videos/KIND/*.mp4
+Reads  DATA/manipulated_videos/KIND/*.mp4
+       DATA/original_sequences/youtube/{raw,c23,c40}/videos/*.mp4 of FaceForensics++, the
+       targets, which are the real videos by the authors' word (c23)
+       DATA/source_videos/…/*.mp4, actors in a studio: the real videos where no target is
+       there
        DATA/lists/splits/{train,val,test}.txt, names of fakes, if they are there
-       DATA/original_sequences/youtube/{raw,c23,c40}/videos/*.mp4 of FaceForensics++, if
-       they are there: the targets, which most papers take as the real videos
 Names: 000_M101.mp4 has the frames of FaceForensics++'s 000; technique is KIND. A source
        video is named by its path, with `_` between folders.
 Split: of a fake's name by the lists, of a target that of its fakes. The lists name no
@@ -41,9 +43,14 @@ def read_dataset(root: Path) -> Dataset:
     """Read all videos below `root`."""
     items: list[Video | Skipped] = []
     source_files = [path for path in (root / SOURCES).rglob("*") if path.is_file()]
-    items += _read_videos(root / SOURCES, source_files)
-    for folder in sorted(root.glob(TARGETS))[:1]:
+    targets = sorted(root.glob(TARGETS))[:1]
+    for folder in targets:
         items += _read_videos(folder, [*folder.iterdir()])
+    if not targets:
+        items += _read_videos(root / SOURCES, source_files)
+    elif source_files:
+        reason = f"{len(source_files)} source videos not used: the targets are there"
+        items.append(Unused(str(root / SOURCES), reason))
     for folder in sorted((root / FAKES).iterdir()):
         if folder.is_dir():
             fakes = [path for path in folder.rglob("*") if path.is_file()]
@@ -51,10 +58,12 @@ def read_dataset(root: Path) -> Dataset:
     videos = [item for item in items if isinstance(item, Video)]
     splits, notes = _read_splits(root, {f"{video.path.name}" for video in videos})
     if splits:
-        targets = {name.partition("_")[0]: split for name, split in splits.items()}
+        target_splits = {
+            name.partition("_")[0]: split for name, split in splits.items()
+        }
         sources = [video for video in videos if root / SOURCES in video.path.parents]
         drawn = draw_splits({video.name: _actor(root, video) for video in sources})
-        known = drawn | targets
+        known = drawn | target_splits
         items = [
             replace(item, split=splits.get(item.path.name) or known.get(item.name, ""))
             if isinstance(item, Video)
