@@ -275,7 +275,7 @@ CASES = [
          REFUSED, NO_FACE),
     Case("picture", "noise.mp4", noise, REFUSED, NO_FACE),
     Case("picture", "face at the border.mp4",
-         coded("libx264", np.ascontiguousarray(portrait(300, 300)[:, 130:]))),
+         coded("libx264", np.ascontiguousarray(portrait(300, 300)[:, 120:]))),
     Case("picture", "face over all.mp4",
          coded("libx264",
                cv2.resize(skimage.data.astronaut()[50:210, 160:288], (256, 320)))),

@@ -281,7 +281,10 @@ def interrupt(program: Program, number: signal.Signals, delay: float) -> bool:
     _, errors = interrupted.communicate(timeout=30)
     wait_until_gone(interrupted.pid)
     if number == signal.SIGINT and interrupted.returncode:
-        assert interrupted.returncode == 130 and time.monotonic() - stopped < 5
+        assert time.monotonic() - stopped < 5
+        if interrupted.returncode == -signal.SIGINT and "_bootstrap" in errors:
+            return finished  # on a busy machine: during Python's imports
+        assert interrupted.returncode == 130
         assert "run the same command again to go on" in errors, errors[-3000:]
         assert "Traceback" not in errors, errors[-3000:]
     return finished
