@@ -7,20 +7,12 @@
 set -euo pipefail
 usage() { sed -n '2,6s/^# *//p' "$0"; }
 [[ ${1:-} == -h || ${1:-} == --help ]] && usage && exit 0
-[[ $# -ge 1 ]] || { usage >&2; exit 2; }
+[[ $# -ge 1 && $1 != -* ]] || { usage >&2; exit 2; }
 data=$(realpath -- "$1")
 shift
-options=()
-previous=
-for option in "$@"; do # paths are relative to the folder in which this was typed
-    if [[ $previous == --output-dir || ($previous == --dataset && -f $option) ]]; then
-        option=$(realpath -m -- "$option")
-    elif [[ $option == --output-dir=* ]]; then
-        option=--output-dir=$(realpath -m -- "${option#*=}")
-    fi
-    options+=("$option")
-    previous=$option
-done
-cd -- "$(dirname -- "$0")"
+here=$(dirname -- "$0")
+source "$here/runtime/user_paths.sh"
+use_user_paths "--output-dir" "$@"
+cd -- "$here"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"
 exec python -m preprocessing --root-dir "$data" "${options[@]}"

@@ -23,6 +23,7 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
+from tqdm import tqdm
 
 from runtime.cli import UserError
 
@@ -31,6 +32,7 @@ ALPHA = 100.0  # assumed ratio of real videos to fakes in the world, as in DFDC'
 RECALLS = (0.1, 0.5, 0.9)
 BINS = 10
 RESAMPLES = 1000
+SHOWN_ROWS = 5000  # from which on a progress bar is worth it
 NAN = float("nan")
 # of single frames; the others are the challenge's, of videos
 FRAME_METRICS = ("log loss", "accuracy", "AUC", "EER", "average precision")
@@ -223,7 +225,7 @@ def score_frames(
     """Compare the probabilities of single frames with the labels of their videos.
 
     Args:
-        frames: of each video; those without a frame are left out.
+        frames: of each video; those without a frame are left out, one must have some.
     """
     names = [name for name in labels if frames.get(name)]
     counts = [len(frames[name]) for name in names]
@@ -231,8 +233,6 @@ def score_frames(
     y_score = np.array([value for name in names for value in frames[name]])
     by_name = {name: metrics(clip)[name] for name in FRAME_METRICS}
     videos = np.repeat(np.arange(len(names)), counts)
-    if not names:
-        raise UserError("no video has a frame with a face; nothing to score by frame")
     return score_arrays(y_true, y_score, by_name, clip, resamples, videos)
 
 
@@ -281,7 +281,7 @@ def group_names(labels: dict[str, int], column: dict[str, str]) -> dict[str, lis
     """
     return {
         value: [name for name in labels if column[name] in (value, "")]
-        for value in sorted(set(column.values()) - {""})
+        for value in sorted({column[name] for name in labels} - {""})
     }
 
 
@@ -316,7 +316,12 @@ def _intervals(
     count = len(members) or len(y_true)
     # the first call, without resampling, has validated the input
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        for _ in range(resamples):
+        for _ in tqdm(
+            range(resamples),
+            desc="bootstrap",
+            leave=False,
+            disable=len(y_true) < SHOWN_ROWS,
+        ):
             rows = rng.integers(count, size=count)
             if members:
                 rows = np.concatenate([members[row] for row in rows])

@@ -91,7 +91,11 @@ class Predictions:
         without = dict.fromkeys(labels.keys() - faces.keys(), NO_ANSWER)
         _check_videos(faces.keys() | without, labels, more)
         if without:
-            print(f"{len(without)} videos without a face have {NO_ANSWER}")
+            hint = "" if more else "; --split scores the videos of one split"
+            print(
+                f"{path}: {len(without)} of {len(labels)} videos have no face in it and "
+                f"so {NO_ANSWER}{hint}"
+            )
         by_rule = {
             name: ensemble_label(scores_by_model(frames), rule)
             for name, frames in faces.items()
@@ -117,8 +121,12 @@ class Predictions:
             )
             for level, probabilities in self.levels.items()
         }
-        if self.frames is not None:
-            frames = {name: [*each.values()] for name, each in self.frames.items()}
+        frames = {
+            name: [*each.values()]
+            for name, each in (self.frames or {}).items()
+            if name in labels
+        }
+        if any(frames.values()):
             scores["frames"] = score_frames(
                 frames, labels, settings["clip"], settings["resamples"]
             )
@@ -209,11 +217,13 @@ def export_frames(
     frames of equal folder names together.
 
     Raises:
-        UserError: the ending is another, or two videos have one name.
+        UserError: two videos have one name.
     """
     names = {video: name_of(video) for video in labels if video in frames}
     if len({*names.values()}) < len(names):
-        raise UserError(f"{path}: two videos have the same name without folders")
+        raise UserError(
+            f"{path}: two videos have the same name without folders and endings"
+        )
     rows = [
         (f"{name}/{frame}.png", labels[video], probability)
         for video, name in names.items()
@@ -221,7 +231,7 @@ def export_frames(
     ]
     if path.suffix.lower() == ".csv":
         write_csv(path, ["path", "label", "probability"], rows)
-    elif path.suffix.lower() == ".npz":
+    else:
         img_names, y_true, y_pred = zip(*rows)
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.savez(
@@ -230,8 +240,6 @@ def export_frames(
                 y_true=np.array(y_true),
                 img_names=np.array(img_names),
             )
-    else:
-        raise UserError(f"--export {path}: give a name that ends in .csv or .npz")
 
 
 def _clip_distance(text: str) -> float:
@@ -250,6 +258,20 @@ def _read_wanted_labels(path: Path, split: str | None) -> dict[str, int]:
         if not labels:
             raise UserError(f"{path}: has no video of the split {split}")
     return labels
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse an export of another ending, and outputs that would replace a file."""
+    for path in options.export:
+        if path.suffix.lower() not in (".csv", ".npz"):
+            raise UserError(f"--export {path}: give a name that ends in .csv or .npz")
+    outputs = [*options.export, *filter(None, (options.json, options.plot))]
+    inputs = [options.submission, options.labels, *(options.against or ())]
+    taken = [path.resolve() for path in inputs]
+    for path in outputs:
+        if path.resolve() in taken:
+            raise UserError(f"{path}: is given twice; it would be overwritten")
+        taken.append(path.resolve())
 
 
 def _columns_to_group_by(path: Path, wanted: list[str]) -> dict[str, dict[str, str]]:
@@ -361,6 +383,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     options = _make_parser().parse_args(argv)
+    _check_outputs(options)
     labels = _read_wanted_labels(options.labels, options.split)
     columns = _columns_to_group_by(options.labels, options.group_by)
     predictions = Predictions(
@@ -391,8 +414,10 @@ def main(argv: list[str] | None = None) -> int:
             for value, names in group_names(labels, values).items()
         }
     if options.against:
-        other_labels = read_labels(options.against[1])
-        other = Predictions(options.against[0], other_labels, options.rule)
+        other_labels = _read_wanted_labels(options.against[1], options.split)
+        other = Predictions(
+            options.against[0], other_labels, options.rule, bool(options.split)
+        )
         crossed = cross_auc((predictions.main, labels), (other.main, other_labels))
         print(f"Cross-AUC, 1: {options.submission}, 2: {options.against[0]}")
         for name, value in crossed.items():

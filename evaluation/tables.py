@@ -80,10 +80,13 @@ def _json_row(entry: dict) -> dict:
     """A metadata.json's entry; of the test set, which has no `label`, as a row."""
     if "is_fake" not in entry:
         return entry
-    row = {"label": str(entry["is_fake"])}
+    label = entry["is_fake"]
+    row = {"label": str(int(label) if isinstance(label, bool) else label)}
     augmentations = entry.get("augmentations") or {}
     for column in ("augmenter", "distractor"):
-        row[column] = "+".join(augmentations.get(column) or {}) or NO_DISGUISE
+        kinds = augmentations.get(column) if isinstance(augmentations, dict) else None
+        names = [kinds] if isinstance(kinds, str) else kinds or []
+        row[column] = "+".join(map(str, names)) or NO_DISGUISE
     return row
 
 
@@ -96,19 +99,20 @@ def read_column(path: Path, column: str) -> dict[str, str]:
     rows = read_label_rows(path)
     if not any(column in row for row in rows.values()):
         columns = ", ".join(dict.fromkeys(key for row in rows.values() for key in row))
-        raise UserError(
-            f"{path}: has no column {column!r} to group by; it has {columns}"
-        )
+        raise UserError(f"{path}: has no column {column!r}; it has {columns}")
     return {name: str(row.get(column) or "") for name, row in rows.items()}
 
 
 def is_faces_csv(path: Path) -> bool:
-    """Whether the first line names the columns of a faces CSV."""
+    """Whether the first lines name the columns of a faces CSV."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            header = file.readline(1000)
+        with open(path, "rb") as file:
+            start = file.read(1000)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    # of UTF-16 every second byte is 0
+    text = start.replace(b"\0", b"").decode("utf-8", "replace")
+    header = " ".join(text.splitlines()[:2])
     return all(column in header for column in FACES_COLUMNS)
 
 
@@ -138,6 +142,20 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
         by_model[row["model"]].append(probability)
     if not videos:
         raise UserError(f"{path}: lists no face")
+    models = {
+        model
+        for frames in videos.values()
+        for each in frames.values()
+        for model in each
+    }
+    for video, frames in videos.items():
+        for frame, by_model in frames.items():
+            counts = {len(by_model.get(model, [])) for model in models}
+            if len(counts) > 1:
+                raise UserError(
+                    f"{path}: {video}, frame {frame}: has not as many faces of each "
+                    "network; is the file complete?"
+                )
     return dict(videos)
 
 

@@ -101,7 +101,7 @@ def _read_list(test_dir: Path, listed: Path) -> TestVideos:
         if not reason and path.is_file():
             paths[name] = path
         else:
-            missing[name] = reason or f"listed, but not there, {path}"
+            missing[name] = reason or f"listed, but {path} is no file"
     return TestVideos(paths, missing, [*order.values()], {})
 
 
@@ -112,8 +112,10 @@ def _list_rows(listed: Path) -> tuple[str, list[dict[str, str]]]:
     except UserError as error:
         try:
             return "path", read_csv_rows(listed, ("path",))
-        except UserError:
-            raise error from None
+        except UserError as other:
+            # which of the two columns the user has decides which error helps
+            has_path = "must have the columns" not in str(other)
+            raise (other if has_path else error) from None
 
 
 def find_videos(

@@ -13,6 +13,7 @@ Writes DATA/dfdc_train_part_N/{metadata.json, *.mp4}. A part that has its name i
 
 import re
 import shutil
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def unpack_archive(archive: Archive, root: Path, delete: bool) -> None:
         raise UserError(
             f"{archive.path}: is damaged ({error}); download it again"
         ) from error
-    except (RuntimeError, FileExistsError) as error:  # encrypted; a name that is twice
+    except RuntimeError as error:  # encrypted
         raise UserError(f"{archive.path}: cannot be unpacked ({error})") from error
     if delete:
         archive.path.unlink()
@@ -74,14 +75,22 @@ def _check(archive: Archive, members: list[zipfile.ZipInfo], root: Path) -> None
     """Refuse what is no part of DFDC, and what does not fit on the disk."""
     folders = {str(Path(member.filename).parent) for member in members}
     names = [Path(member.filename).name for member in members]
+    if len({*names}) < len(names) or not {"", ".", ".."}.isdisjoint(names):
+        raise UserError(f"{archive.path}: has a name twice, or one that is no file's")
     if "metadata.json" not in names or len(folders) > 1:
         raise UserError(
             f"{archive.path}: holds no dfdc_train_part_N/metadata.json; is this one of "
             "Kaggle's training archives?"
         )
     (folder,) = folders
-    if folder != "." and not PART_FOLDER.fullmatch(folder):
+    match = PART_FOLDER.fullmatch(folder)
+    if folder != "." and not match:
         raise UserError(f"{archive.path}: holds the folder {folder!r}, no part of DFDC")
+    if match and int(match[1]) != archive.part:
+        raise UserError(
+            f"{archive.path}: holds part {match[1]}, its name says {archive.part}; "
+            "rename it"
+        )
     root.mkdir(parents=True, exist_ok=True)
     needed = sum(member.file_size for member in members)
     free = shutil.disk_usage(root).free
@@ -91,6 +100,20 @@ def _check(archive: Archive, members: list[zipfile.ZipInfo], root: Path) -> None
             f"{free / 1e9:.1f} GB are free; free some space, or use --delete-archives, "
             "then run the same command again"
         )
+
+
+def is_unpacked(archive: Archive, folder: Path) -> bool:
+    """Whether a folder holds all files of an archive, with the right check sums."""
+    try:
+        with zipfile.ZipFile(archive.path) as file:
+            return all(
+                zlib.crc32((folder / Path(member.filename).name).read_bytes())
+                == member.CRC
+                for member in file.infolist()
+                if not member.is_dir()
+            )
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def find_archives(folder: Path) -> list[Archive]:
@@ -114,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="delete each archive when its part is complete",
     )
-    parser.set_defaults(time_limit=TIME_LIMIT)
+    parser.set_defaults(time_limit=TIME_LIMIT, max_failures=0.0)
     options = parser.parse_args(argv)
     archives = find_archives(options.archive_dir)
     done = [
@@ -136,8 +159,18 @@ def main(argv: list[str] | None = None) -> int:
     if options.delete_archives:
         # of parts that an earlier run unpacked
         for archive in archives:
-            if (options.root_dir / archive.name).is_dir():
-                archive.path.unlink(missing_ok=True)
+            folder = options.root_dir / archive.name
+            if not archive.path.exists() or not folder.is_dir():
+                continue
+            if is_unpacked(archive, folder):
+                archive.path.unlink()
+            else:
+                print(
+                    f"{archive.path}: kept, because {folder} does not hold all of its "
+                    "files; move that folder away to unpack it again",
+                    file=sys.stderr,
+                )
+                status = 1
     return status
 
 

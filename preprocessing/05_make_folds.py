@@ -27,11 +27,17 @@ from tqdm import tqdm
 
 from preprocessing.crop_table import COLUMNS, FOLDER_COLUMN, OPTIONAL_COLUMNS
 from preprocessing.dataset import Dataset, Video
-from preprocessing.layout import cropped_videos, crops_dir, folds_path
+from preprocessing.layout import (
+    cropped_videos,
+    crops_dir,
+    folds_path,
+    video_list_path,
+)
 from preprocessing.step import open_dataset, step_parser
 from runtime.cli import UserError, run_main
 from runtime.files import write_csv
 
+MAX_FRAME = 2**31 - 1  # of the crop table's 32 bits
 VIDEO_COLUMNS = ["filename", "label", "technique", "split", "video"]
 
 
@@ -90,12 +96,22 @@ def fold_rows(
 
 
 def _frame_numbers(videos: Iterable[Video]) -> dict[tuple[str, str], int]:
-    """Of crops that exist already: the name where it is a number, else the place."""
-    return {
-        (video.name, path.name): int(path.stem) if path.stem.isdecimal() else place
-        for video in videos
-        for place, path in enumerate(video.crops)
-    }
+    """Of crops that exist already: their names where those are numbers, each another and
+    none too large, else their places.
+    """
+    frames: dict[tuple[str, str], int] = {}
+    for video in videos:
+        names = [path.stem for path in video.crops]
+        numbers = [int(name) if name.isdecimal() else -1 for name in names]
+        if (
+            len({*numbers}) < len(numbers)
+            or not 0 <= min(numbers, default=0)
+            or (max(numbers, default=0) > MAX_FRAME)
+        ):
+            numbers = [*range(len(names))]
+        for path, number in zip(video.crops, numbers):
+            frames[video.name, path.name] = number
+    return frames
 
 
 def _folder(video: Video, root: Path) -> str:
@@ -135,7 +151,7 @@ def write_video_lists(dataset: Dataset, data: Path) -> list[Path]:
             by_split.setdefault(video.split, []).append(row)
     paths = []
     for split, rows in by_split.items():
-        paths.append(dataset.root / (f"videos_{split}.csv" if split else "videos.csv"))
+        paths.append(video_list_path(dataset.root, split))
         write_csv(paths[-1], VIDEO_COLUMNS, rows)
     return paths
 

@@ -119,7 +119,11 @@ def _read_files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
         raise UserError(
             f"{files.png}: cannot be read ({error.strerror}); run steps 2 and 5 again"
         ) from error
-    for extension, path in (("npy", files.npy), ("diff.png", files.diff)):
+    for extension, path in (
+        ("npy", files.npy),
+        ("68.npy", files.npy68),
+        ("diff.png", files.diff),
+    ):
         if path.exists():
             yield extension, path.read_bytes()
 

@@ -61,11 +61,14 @@ CHUNK_ROWS = 500  # per read: fits the CPU cache, twice as fast as 100,000
 
 
 class CropFiles(NamedTuple):
-    """Paths of a crop, its landmarks and its diff. The last two may not exist."""
+    """Paths of a crop, its diff, and its 5 and 68 landmarks; all but the first may not
+    exist.
+    """
 
     png: Path
     npy: Path
     diff: Path
+    npy68: Path
 
 
 class CropTable:
@@ -126,17 +129,33 @@ class CropTable:
         """Paths of a crop's files from steps 2 to 4."""
         video, file = self.name("video", row), self.name("file", row)
         stem = Path(file).stem
-        if FOLDER_COLUMN in self.columns and (folder := self.name(FOLDER_COLUMN, row)):
-            return CropFiles(
-                self.root / folder / file,
-                landmarks_dir(self.root, video) / f"{stem}.npy",
-                diffs_dir(self.root, video) / f"{stem}_diff.png",
-            )
+        folder, owner = crops_dir(self.root, video), self.name("original", row)
+        if FOLDER_COLUMN in self.columns and (own := self.name(FOLDER_COLUMN, row)):
+            folder, owner = self.root / own, video
         return CropFiles(
-            crops_dir(self.root, video) / file,
-            landmarks_dir(self.root, self.name("original", row)) / f"{stem}.npy",
+            folder / file,
+            landmarks_dir(self.root, owner) / f"{stem}.npy",
             diffs_dir(self.root, video) / f"{stem}_diff.png",
+            landmarks_dir(self.root, owner, 68) / f"{stem}.npy",
         )
+
+    def original_rows(self) -> np.ndarray:
+        """The row of the original's crop of the same file name, (N,); -1 where none is.
+
+        Only fakes have one. Crops that exist already were not cut with one box, so none
+        of them has.
+        """
+        width = int(self.rows["file"].max()) + 1 if len(self) else 1
+        keys = self.rows["video"].astype(np.int64) * width + self.rows["file"]
+        wanted = self.rows["original"].astype(np.int64) * width + self.rows["file"]
+        order = np.argsort(keys)
+        places = np.searchsorted(keys, wanted, sorter=order)
+        found = order[np.minimum(places, len(self) - 1)]
+        is_pair = (keys[found] == wanted) & (self.rows["label"] == 1)
+        is_pair &= self.rows["video"] != self.rows["original"]
+        if FOLDER_COLUMN in self.columns:
+            is_pair &= self.is_value(FOLDER_COLUMN, "")
+        return np.where(is_pair, found, -1)
 
     def __getstate__(self) -> dict[str, Any]:
         """Move the rows to shared memory, so that no process has its own copy.

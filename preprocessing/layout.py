@@ -5,6 +5,7 @@ The names are those of the winner's scripts, so that crops made by them can be u
 
 from pathlib import Path
 
+from preprocessing.dataset import SPLITS
 from runtime.files import list_names
 
 
@@ -21,8 +22,9 @@ def cropped_videos(root: Path) -> set[str]:
     return list_names(root / "crops")
 
 
-def landmarks_dir(root: Path, video: str) -> Path:
-    return root / "landmarks" / video
+def landmarks_dir(root: Path, video: str, count: int = 5) -> Path:
+    """The folder of a video's landmarks, 5 or 68 of each crop."""
+    return root / ("landmarks" if count == 5 else f"landmarks{count}") / video
 
 
 def diffs_dir(root: Path, video: str) -> Path:
@@ -36,3 +38,14 @@ def folds_path(root: Path) -> Path:
 def shard_index_path(root: Path) -> Path:
     """The index of step 6's shards, in the same folder as the shards."""
     return root / "shards" / "index.csv"
+
+
+def video_list_path(root: Path, split: str) -> Path:
+    """The list of the videos of a split; of all videos where there are no splits."""
+    return root / (f"videos_{split}.csv" if split else "videos.csv")
+
+
+def written_tables(root: Path) -> list[Path]:
+    """Every table that the steps write."""
+    lists = [video_list_path(root, split) for split in ("", *SPLITS)]
+    return [folds_path(root), root / "failures.csv", *lists]

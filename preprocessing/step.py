@@ -15,7 +15,8 @@ from typing import Protocol, TypeVar
 
 from preprocessing.dataset import Dataset, Skipped, Unused
 from preprocessing.datasets import AUTO, list_readers, read_dataset
-from runtime.cli import MachineError, fraction, make_parser
+from preprocessing.layout import written_tables
+from runtime.cli import MachineError, UserError, fraction, make_parser
 from runtime.executor import (
     add_executor_options,
     error_reason,
@@ -102,6 +103,14 @@ def open_dataset(options: argparse.Namespace) -> Dataset:
     Raises:
         UserError: there is none, or no usable video.
     """
+    own = options.root_dir / options.dataset
+    if (
+        own.resolve() in map(Path.resolve, written_tables(output_root(options)))
+        and own.exists()
+    ):
+        raise UserError(
+            f"{own}: would be overwritten by step 5; rename it, or give --output-dir"
+        )
     dataset = read_dataset(options.root_dir, options.dataset)
     return replace(dataset, root=output_root(options))
 

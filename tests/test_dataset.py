@@ -1,7 +1,6 @@
 """Sampling, training items, cutout shares, broken crops and folds."""
 
 import csv
-import random
 import shutil
 from collections import Counter
 
@@ -21,6 +20,7 @@ from training.dataset import (
     collate,
     train_val_split,
 )
+from training.samples import Sample
 
 LABELS = np.array([0] * 10 + [1] * 50)
 
@@ -125,7 +125,7 @@ def test_each_cutout_is_taken_as_often_as_the_recipe_says(data):
     crops = read_crop_table(data)
     reals = crops.select((names(crops) == REAL) & (crops["frame"] == 0))
     dataset = TrainingCrops(reals, Config(input={"size": 64}, augmented=0))
-    plain = plain_transform(dataset._read(0, random.Random(1)) * 0 + 255, 64)
+    plain = plain_transform(Sample(reals, 0).image() * 0 + 255, 64)
     inside = plain[..., 0] > 0
     images = (dataset[0, seed]["image"] for seed in range(1500))
     shares = np.array([(image.max(axis=2) == 0)[inside].mean() for image in images])

@@ -139,6 +139,7 @@ LISTS = {
     "celebdf": {
         "List_of_testing_videos.txt": "1 YouTube-real/00170.mp4\n"
         "0 Celeb-synthesis/id9_id1_0000.mp4\n"
+        "0 Celeb-synthesis\\FaceSwap\\Ghost\\id0_id1_0000.mp4\n"
     },
     "dfdc_preview": {
         "dataset.json": json.dumps(
@@ -316,6 +317,96 @@ def test_crops_that_exist_are_listed_where_they_are(tmp_path, portrait):
     assert "names 1 of 3 videos whose frames are not there" in skipped.reason
 
 
+def test_a_bench_file_whose_videos_are_in_several_splits(tmp_path, portrait):
+    """As Celeb-DF's: all in train, the listed ones again in val and test."""
+
+    def video(name, frames=("0.png", "7.png")):
+        return {
+            "label": "CelebDFv2_real",
+            "frames": [f"{name}/{each}" for each in frames],
+        }
+
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        for frame in ("0.png", "7.png"):
+            write_image(tmp_path / name / frame, portrait[:60, :60])
+    both = {"label": "CelebDFv2_real", "frames": ["a/0.png", "b/7.png"]}
+    content = {
+        "CelebDFv2_real": {
+            "train": {"a": video("a"), "b": video("b"), "both": both},
+            "val": {"b": video("b"), "c": video("c")},
+            "test": {"b": video("b")},
+        },
+        "DFDC_Fake": {"val": {"label": "DFDC_Fake", "frames": ["x.png"]}},
+    }
+    (tmp_path / "C.json").write_text(json.dumps({"Celeb": content}))
+    dataset = read_dataset(tmp_path, "C.json")
+    found = {video.name: (video.split, video.fold) for video in dataset.videos}
+    assert found["CelebDFv2_real_b"] == ("test", -1)
+    assert found["CelebDFv2_real_c"] == ("val", 0)
+    assert found["CelebDFv2_real_a"][0] == "train" and len(found) == 3
+    reasons = " ".join(item.reason for item in dataset.skipped)
+    assert "2 videos in several splits, the first is CelebDFv2_real_b" in reasons
+    assert "both: its pictures are in several folders" in reasons
+    assert "DFDC_Fake, val, 'label': is no video" in reasons
+
+
+def test_an_original_by_path_or_by_name(write_tree):
+    root = write_tree(["real/1.mp4", "fake/1.MP4", "fake/2.mp4"])
+    (root / "t.csv").write_text(
+        "path,label,original,video\nreal/1.mp4,0,,R\nfake/1.MP4,1,real\\1.mp4,F\n"
+        "fake/2.mp4,1,R,G\n"
+    )
+    dataset = read_dataset(root, "t.csv")
+    assert [video.original for video in dataset.videos] == ["R", "R", "R"]
+    assert len({video.fold for video in dataset.videos}) == 1 and not dataset.skipped
+
+
+def test_without_lists_deepfakedetection_is_test(write_tree):
+    """The drawn shares are those of the other videos; alone it is drawn itself."""
+    youtube = [f"{ORIGINALS}/youtube/c40/videos/{n:03}.mp4" for n in range(20)]
+    youtube += [f"{FAKES}/X/c40/videos/{n:03}_{n + 1:03}.mp4" for n in range(0, 20, 2)]
+    actors = [name for name in FACEFORENSICS if "actors" in name or "Detection" in name]
+    actors = [name.replace("c23", "c40") for name in actors]
+    splits = {
+        video.name: video.split
+        for video in read_dataset(write_tree(youtube + actors)).videos
+    }
+    assert {split for name, split in splits.items() if "kitchen" in name} == {"test"}
+    drawn = [split for name, split in splits.items() if "kitchen" not in name]
+    assert 4 <= drawn.count("val") <= 6 and 4 <= drawn.count("test") <= 6
+    pairs = {name: name.split("_")[-2:] for name in splits if name.startswith("X_")}
+    assert all(splits[a] == splits[b] == splits[x] for x, (a, b) in pairs.items())
+
+
+def test_celeb_df_with_folders_at_other_depths(write_tree):
+    root = write_tree(
+        [
+            "Celeb-real/sub/id0_0000.MP4",
+            "Celeb-synthesis/Ghost/videos/id0_id1_0000.mp4",
+            "Celeb-synthesis/id0_id2_0000.mp4",
+        ]
+    )
+    (root / "Celeb-synthesis" / "Ghost" / ".DS_Store").write_text("")
+    found = {(video.name, video.technique) for video in read_dataset(root).videos}
+    assert found == {
+        ("id0_0000", ""),
+        ("Ghost_id0_id1_0000", "Ghost"),
+        ("id0_id2_0000", ""),
+    }
+
+
+def test_a_table_is_not_overwritten(write_tree, tmp_path):
+    root = write_tree(TABLE)
+    text = "path,label\na/one.mp4,0\nthree.mp4,1\n"
+    for name in ("videos.csv", "folds.csv", "videos_test.csv"):
+        (root / name).write_text(text)
+        with pytest.raises(UserError, match="would be overwritten"):
+            run(5, root, "--dataset", name)
+        assert (root / name).read_text() == text
+    assert run(1, root, "--dataset", "videos.csv", "--output-dir", tmp_path / "o") == 0
+
+
 def test_training_sees_neither_test_nor_what_the_split_leaves_out(tmp_path):
     from preprocessing.crop_table import read_crop_table
 
@@ -359,7 +450,7 @@ NOTES = [
         "faceforensics",
         FACEFORENSICS,
         {"splits/train.json": '[["000", "003"], ["010", "011"]]'},
-        "names 2 of 4 videos that are not there, the first is 010.mp4",
+        "names 2 of 4 videos that are not there, the first is 010",
     ),
     (
         "celebdf",
@@ -370,7 +461,7 @@ NOTES = [
     (
         "celebdf",
         CELEBDF,
-        {"List_of_testing_videos.txt": "1 YouTube-real/9.mp4\nfake x\n"},
+        {"List_of_testing_videos.txt": "1 YouTube-real/00170.mp4\nfake x\n"},
         "line 2: 'fake x' must be 0 or 1",
     ),
     (
@@ -384,6 +475,53 @@ NOTES = [
         PREVIEW,
         {"dataset.json": '{"../a.mp4": {"label": "real"}}'},
         "'../a.mp4' is no path inside",
+    ),
+    (
+        "dfdc_preview",
+        PREVIEW,
+        {"dataset.json": '{"a/a.mp4": {"label": "real", "set": "/../x"}}'},
+        "has the set '/../x'; it must be train or test",
+    ),
+    (
+        "dfdc_preview",
+        PREVIEW,
+        {"dataset.json": '{"a/a.mp4": {"label": "fake", "original": ["x"]}}'},
+        "has the original ['x']",
+    ),
+    (
+        "faceforensics",
+        FACEFORENSICS,
+        {"splits/train.json": '{"train": ["000", "003"]}'},
+        "is no list of pairs",
+    ),
+    (
+        "faceforensics",
+        FACEFORENSICS,
+        {"splits/train.json": '[["000.mp4", "003.mp4"]]'},
+        "names none of the videos that are there, the first is '000.mp4'",
+    ),
+    (
+        "celebdf",
+        CELEBDF,
+        {"List_of_testing_videos.txt": ""},
+        "names none of the videos that are there",
+    ),
+    (
+        "deeperforensics",
+        DEEPERFORENSICS,
+        {"lists/splits/test.txt": "no.mp4\n"},
+        "names none of the videos there",
+    ),
+    (
+        "list.csv",
+        TABLE,
+        {
+            "list.csv": "path,label,original\na/one.mp4/x.png,0,\na/one.mp4,0,\n"
+            f"{'n' * 300}.mp4,0,\nthree.mp4,1,no.mp4\n"
+        },
+        """a/one.mp4/x.png: there is no such file
+is no path inside
+its original 'no.mp4' is not in the table""",
     ),
     (
         "dfdc_preview",
@@ -485,7 +623,7 @@ def test_a_table_without_a_column_or_a_json_of_another_form(write_tree):
     (root / "list.csv").write_text("file,label\na.mp4,0\n")
     with pytest.raises(UserError, match="columns path,label; it has file,label"):
         read_dataset(root, "list.csv")
-    for text in ("[1]", "{", '{"a": {"b": {"c": {"d": 1}}}}', '{"a": 1}'):
+    for text in ("[1]", "{", '{"a": {"b": {"c": 1}}}', '{"a": 1}'):
         (root / "list.json").write_text(text)
         with pytest.raises(UserError, match="is no JSON of DeepfakeBench"):
             read_dataset(root, "list.json")
@@ -540,8 +678,12 @@ def test_archives_are_checked_and_unpacked(archives, tmp_path, capsys):
         (["/metadata.json"], "no part of DFDC"),
         (["a/metadata.json", "b/x.mp4"], "is this one of Kaggle's training archives"),
         (["x.mp4"], "is this one of Kaggle's training archives"),
+        (["dfdc_train_part_9/metadata.json"], "holds part 9, its name says 3"),
+        (["dfdc_train_part_3/..", "dfdc_train_part_3/metadata.json"], "is no file's"),
+        (["metadata.json", "metadata.json"], "has a name twice"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_archives_of_something_else_are_refused(tmp_path, names, words, capsys):
     with zipfile.ZipFile(tmp_path / "dfdc_train_part_3.zip", "w") as file:
         for name in names:
@@ -551,6 +693,21 @@ def test_archives_of_something_else_are_refused(tmp_path, names, words, capsys):
     assert words in capsys.readouterr().err
     left = {path for path in tmp_path.rglob("*")} - {*before}
     assert {path.name for path in left} <= {"data", "failures.csv"}
+
+
+def test_archives_are_deleted_only_if_all_of_them_is_unpacked(
+    archives, tmp_path, capsys
+):
+    folder, source = archives
+    root = tmp_path / "data"
+    (root / "dfdc_train_part_7").mkdir(parents=True)  # another program's, half done
+    shutil.copy(source / "metadata.json", root / "dfdc_train_part_7")
+    assert unpack(folder, root, "--delete-archives") == 1
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dfdc_train_part_07.zip",
+        "dfdc_train_part_12.zip",
+    ]
+    assert "does not hold all of its files" in capsys.readouterr().err
 
 
 def test_a_folder_without_archives(tmp_path):

@@ -157,7 +157,12 @@ def test_encoder_weights_come_from_a_local_file(tmp_path):
         DeepFakeClassifier(
             "tf_efficientnet_b1.ns_jft_in1k", pretrained=str(tmp_path / "encoder.pth")
         )
-    for bad in ("resnet50", "tf_efficientnet_b9", "efficientnet_pytorch/b0"):
+    for bad in (
+        "resnet5",
+        "tf_efficientnet_b9",
+        "efficientnet_pytorch/b0",
+        "hf-hub:a/b",
+    ):
         with pytest.raises(UserError, match=bad):
             DeepFakeClassifier(bad)
 
@@ -316,7 +321,7 @@ def test_safetensors_serve_too(tmp_path):
         ({"state_dict": {1: 2}}, "not weights of"),
         ({"config": {"input": {"size": 10**9}}}, "less than or equal to 2048"),
         ({"config": [1]}, "another version"),
-        ({"config": {"encoder": "../../etc"}}, "give an EfficientNet"),
+        ({"config": {"encoder": "../../etc"}}, "give a network of timm"),
         ({"state_dict": 5}, "no `state_dict`"),
     ],
 )

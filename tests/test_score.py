@@ -153,7 +153,7 @@ def test_groups_share_the_videos_without_a_value(tmp_path, capsys):
     assert image.shape[1] > 2 * image.shape[0] and image.std() > 10
     with pytest.raises(
         UserError,
-        match="no column 'method' to group by; it has filename, label, technique, part",
+        match="no column 'method'; it has filename, label, technique, part",
     ):
         scorer.main([*files, "--group-by", "method"])
 
@@ -517,7 +517,7 @@ def test_three_levels_of_a_faces_csv_beside_scikit_learn(faces, capsys):
     expected = roc_auc_score([0, 0, 1, 1], [*values.values()])
     assert swap["AUC"]["value"] == pytest.approx(expected) and swap["videos"] == 4
     printed = capsys.readouterr().out
-    assert "1 videos without a face have 0.5" in printed
+    assert "1 of 5 videos have no face in it and so 0.5" in printed
     assert "technique paint, frames: log loss" in printed
 
 
@@ -626,3 +626,50 @@ def test_labels_of_folds_and_of_the_released_test_set(tmp_path):
     expected = {"a.mp4": "blur", "b.mp4": "none", "c.mp4": "none"}
     assert tables.read_column(path, "augmenter") == expected
     assert tables.read_column(path, "distractor")["b.mp4"] == "dog+text"
+
+
+def test_a_split_holds_for_groups_and_for_the_other_set(tmp_path, capsys):
+    """Cross-AUC of test videos only; groups of other splits are left out."""
+    header = "filename,label,technique,split\n"
+    rows = "a,0,,test\nb,1,swap,test\nc,0,,train\nd,1,paint,train\n"
+    (tmp_path / "l.csv").write_text(header + rows)
+    faces = "video,frame,time,x1,y1,x2,y2,model,probability\n"
+    rows = "a,0,0,0,0,1,1,m,0.2\nb,0,0,0,0,1,1,m,0.9\n"
+    (tmp_path / "f.csv").write_text(faces + rows)
+    files = (tmp_path / "f.csv", tmp_path / "l.csv")
+    arguments = ["--submission", files[0], "--labels", files[1], "--against", *files]
+    options = ["--split", "test", "--group-by", "split", "--resamples", 0]
+    assert scorer.main([*map(str, [*arguments, *options])]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("fakes of 1: 1.0000") == 2 and "no face in it" not in printed
+    assert "technique swap" in printed and "paint" not in printed
+    assert "split test" in printed and "split train" not in printed
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--export", "s.csv"], "s.csv: is given twice"),
+        (["--export", "o.csv", "--json", "o.csv"], "o.csv: is given twice"),
+        (["--export", "o.txt"], "ends in .csv or .npz"),
+        (["--plot", "l.csv"], "l.csv: is given twice"),
+    ],
+)
+def test_outputs_replace_no_input(tmp_path, options, words, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.csv").write_text("filename,label\na,0.5\n")
+    (tmp_path / "l.csv").write_text("filename,label\na,1\n")
+    with pytest.raises(UserError, match=words):
+        scorer.main(["--submission=s.csv", "--labels=l.csv", *options])
+
+
+def test_faces_as_excel_saves_them_and_an_incomplete_file(faces):
+    folder, _ = faces
+    path = folder / "faces.csv"
+    text, expected = path.read_text(), tables.read_faces(path)
+    for other in (text.encode("utf-16"), b"sep=,\r\n" + text.encode()):
+        path.write_bytes(other)
+        assert tables.is_faces_csv(path) and tables.read_faces(path) == expected
+    path.write_text(text[: text.rindex("\ne.mp4")] + "\n")
+    with pytest.raises(UserError, match="e.mp4, frame 3: has not as many faces"):
+        tables.read_faces(path)

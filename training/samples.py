@@ -53,19 +53,23 @@ class Sample:
 
         They are the eyes, the nose and the corners of the mouth.
         """
-        if not self._exists("npy", self._files.npy):
+        return self._points("npy", self._files.npy, 5)
+
+    def outline_landmarks(self) -> np.ndarray | None:
+        """The 68 landmarks (68, 2) where step 3 made them, else `landmarks`."""
+        points = self._points("68.npy", self._files.npy68, 68)
+        return self.landmarks() if points is None else points
+
+    def _points(self, extension: str, path: Path, count: int) -> np.ndarray | None:
+        if not self._exists(extension, path):
             return None
         try:
-            data = (
-                self._members["npy"]
-                if self._in_shards
-                else self._files.npy.read_bytes()
-            )
+            data = self._members[extension] if self._in_shards else path.read_bytes()
             landmarks = np.load(io.BytesIO(data))
-            if landmarks.shape != (5, 2) or landmarks.dtype.kind not in "if":
+            if landmarks.shape != (count, 2) or landmarks.dtype.kind not in "if":
                 raise ValueError(f"{landmarks.dtype} {landmarks.shape}")
         except (ValueError, EOFError, OSError) as error:
-            name, remedy = self._describe("npy", self._files.npy)
+            name, remedy = self._describe(extension, path)
             raise UserError(
                 f"{name}: not landmarks; {remedy} and run the preprocessing again"
             ) from error

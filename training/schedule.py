@@ -1,4 +1,6 @@
-"""The learning-rate schedule: a pure function of the iteration, without state."""
+"""The learning-rate schedules: pure functions of the iteration, without state."""
+
+import math
 
 
 def poly_learning_rate(
@@ -11,3 +13,20 @@ def poly_learning_rate(
     and 1. His networks were trained that way, so it is kept.
     """
     return base * (1 - max(iteration, 1) / max_iterations) ** power
+
+
+def cosine_learning_rate(
+    iteration: int, base: float, warmup: float, max_iterations: int
+) -> float:
+    """The learning rate of step `iteration`: a linear rise, then half a cosine to 0.
+
+    Method: Loshchilov and Hutter (2017), with the warm-up of Goyal et al. (2017).
+
+    Args:
+        warmup: fraction of `max_iterations` over which it rises.
+    """
+    rising = warmup * max_iterations
+    if iteration < rising:
+        return base * (iteration + 1) / (rising + 1)
+    position = (iteration - rising) / (max_iterations - rising)
+    return base * (1 + math.cos(math.pi * position)) / 2

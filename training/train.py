@@ -255,7 +255,8 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     for epoch in range(start, config.epochs):
         sampler.epoch = epoch
         row = train_epoch(trainer, train_loader, training, epoch, log)
-        row |= validate(trainer, val_loader, validation)
+        with trainer.evaluated_weights():
+            row |= validate(trainer, val_loader, validation)
         best = min(best, row["val_loss"])
         if world.is_main:
             entries = {
@@ -304,13 +305,16 @@ def _save_epoch(
     `last` is written at the end, so that a resumed run repeats an epoch that was not
     saved completely.
     """
-    weights = trainer.network.state_dict()
+    own = trainer.network.state_dict()
+    weights = trainer.average.state if trainer.average else own
     save_checkpoint(checkpoint, state_dict=weights, **entries)
     draw_curves(_append_metrics(log, row), log / "curves.png")
     state = {
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
     }
+    if trainer.average:
+        state["trained_weights"] = own
     save_checkpoint(last, state_dict=weights, **state, **entries)
     print(
         f"epoch {row['epoch']}: validation loss {row['val_loss']:.4f} "
@@ -409,7 +413,9 @@ def _find_resume(
         raise UserError(
             f"{path}: holds no optimizer; give a checkpoint whose name ends with _last"
         )
-    old = checkpoint["config"] | {"seed": checkpoint["seed"]}
+    # settings that a checkpoint of an earlier version lacks had their defaults
+    defaults = Config().model_dump()
+    old = defaults | checkpoint["config"] | {"seed": checkpoint["seed"]}
     new = config.model_dump() | {"seed": options.seed}
     changed = [
         key
@@ -427,7 +433,11 @@ def _find_resume(
 
 
 def _restore(trainer: Trainer, checkpoint: dict) -> None:
-    trainer.network.load_state_dict(checkpoint["state_dict"])
+    weights = checkpoint["state_dict"]
+    if trainer.average:
+        trainer.average.restore(weights)
+        weights = checkpoint["trained_weights"]
+    trainer.network.load_state_dict(weights)
     trainer.optimizer.load_state_dict(checkpoint["optimizer"])
     trainer.scaler.load_state_dict(checkpoint["scaler"])
 

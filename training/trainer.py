@@ -6,8 +6,8 @@ used if the configuration asks for it.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from training.config import Config
 from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier, Normalize
-from training.schedule import poly_learning_rate
+from training.schedule import cosine_learning_rate, poly_learning_rate
 
 # Consecutive steps without finite gradients. The scaler halves its scale at each, from
 # 65,536 to below 1.
@@ -38,6 +38,7 @@ class Trainer:
         model: `network`, wrapped by DistributedDataParallel if there are several
             processes.
         accumulate: batches of this process in a step.
+        average: of the weights, if the configuration asks for it.
         skipped: steps that the scaler skipped because gradients were not finite. A skip
             is counted at the next step.
     """
@@ -52,6 +53,7 @@ class Trainer:
     seed: int
     accumulate: int
     skipped: int = 0
+    average: "WeightAverage | None" = None
     _skipped_in_a_row: int = 0
     _previous_scale: float = 0.0
 
@@ -74,6 +76,8 @@ class Trainer:
         network = DeepFakeClassifier(
             config.encoder, pretrained, config.dropout, config.drop_path_rate
         )
+        if config.train == "norms":
+            network.freeze_all_but_norms()
         _adjust_batchnorm_momentum(network, accumulate)
         model = world.wrap(network, config.sync_batchnorm)
         use_scaler = config.precision == "float16" and world.device.type == "cuda"
@@ -89,6 +93,7 @@ class Trainer:
             scaler=scaler,
             seed=seed,
             accumulate=accumulate,
+            average=WeightAverage(network, config.ema) if config.ema else None,
         )
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -106,6 +111,12 @@ class Trainer:
         with torch.autocast(device_type, dtype, enabled=use_autocast):
             return model(images).float()
 
+    def evaluated_weights(self) -> AbstractContextManager:
+        """A block in which the network has the weights that are evaluated and saved."""
+        if self.average is None:
+            return nullcontext()
+        return self.average.in_place_of(self.network)
+
     def step(
         self, batches: Sequence[dict], iteration: int
     ) -> tuple[float, float, float]:
@@ -121,8 +132,27 @@ class Trainer:
                 skipping the step would not help.
         """
         self._set_learning_rate(iteration)
+        values = self._backward(batches, iteration)
+        if self.config.sam:
+            with self._at_the_worst_place():
+                self._backward(batches, iteration)
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(
+            self.network.parameters(), self.config.clip_gradient_norm
+        )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.network)
+        loss, fake_loss, real_loss = (
+            sum(column) / len(column) for column in zip(*values)
+        )
+        return loss, fake_loss, real_loss
+
+    def _backward(self, batches: Sequence[dict], iteration: int) -> list[list[float]]:
+        """Compute the mean gradient of the batches. Returns the losses of each."""
         self.optimizer.zero_grad(set_to_none=True)
-        values = []
+        values: list[list[float]] = []
         for number, batch in enumerate(batches):
             self._seed_dropout(iteration, number)
             with self._gradient_sync(number == len(batches) - 1):
@@ -135,22 +165,47 @@ class Trainer:
                     self._count_skips()
                 self._check_finite(values[-1][0], iteration)
                 self.scaler.scale(losses[0] / len(batches)).backward()
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(
-            self.network.parameters(), self.config.clip_gradient_norm
-        )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        loss, fake_loss, real_loss = (
-            sum(column) / len(column) for column in zip(*values)
-        )
-        return loss, fake_loss, real_loss
+        return values
+
+    @contextmanager
+    def _at_the_worst_place(self) -> Iterator[None]:
+        """Move the weights by rho along the gradient, and back at the end of the block.
+
+        Batch norm's running statistics do not change there.
+        Method: Foret et al., "Sharpness-Aware Minimization" (2021).
+        """
+        moved = [each for each in self.network.parameters() if each.grad is not None]
+        gradients = [each.grad for each in moved if each.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        steps = [each * (self.config.sam / (norm + 1e-12)) for each in gradients]
+        layers = [
+            layer
+            for layer in self.network.modules()
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
+        ]
+        momenta = [layer.momentum for layer in layers]
+        before = [each.detach().clone() for each in moved]
+        with torch.no_grad():
+            for parameter, step in zip(moved, steps):
+                parameter.add_(step)
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum
+        with torch.no_grad():
+            for parameter, value in zip(moved, before):
+                parameter.copy_(value)
 
     def _set_learning_rate(self, iteration: int) -> None:
         config = self.config
-        learning_rate = poly_learning_rate(
-            iteration, config.learning_rate, config.poly_power, config.max_iterations
-        )
+        base, total = config.learning_rate, config.max_iterations
+        if config.schedule == "cosine":
+            learning_rate = cosine_learning_rate(iteration, base, config.warmup, total)
+        else:
+            learning_rate = poly_learning_rate(
+                iteration, base, config.poly_power, total
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
@@ -197,6 +252,44 @@ class Trainer:
         )
 
 
+class WeightAverage:
+    """The exponential moving average of a network's weights.
+
+    Batch norm's running statistics are averaged too; whole numbers are copied.
+
+    Attributes:
+        state: as `state_dict` of the network.
+    """
+
+    def __init__(self, network: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.state = {
+            key: value.detach().clone() for key, value in network.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module) -> None:
+        """Move the average towards the network's weights after a step."""
+        for key, value in network.state_dict().items():
+            if value.is_floating_point():
+                self.state[key].lerp_(value, 1 - self.decay)
+            else:
+                self.state[key].copy_(value)
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue from a checkpoint's average."""
+        for key, value in state.items():
+            self.state[key].copy_(value)
+
+    @contextmanager
+    def in_place_of(self, network: torch.nn.Module) -> Iterator[None]:
+        """Give the network the averaged weights inside the block."""
+        own = {key: value.clone() for key, value in network.state_dict().items()}
+        network.load_state_dict(self.state)
+        yield
+        network.load_state_dict(own)
+
+
 def _adjust_batchnorm_momentum(network: torch.nn.Module, accumulate: int) -> None:
     """Make the running statistics span as many steps as with one batch per step."""
     for layer in network.modules():
@@ -206,10 +299,15 @@ def _adjust_batchnorm_momentum(network: torch.nn.Module, accumulate: int) -> Non
 
 def _make_optimizer(config: Config, network: torch.nn.Module) -> torch.optim.Optimizer:
     make: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
+    trained = [each for each in network.parameters() if each.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            trained, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
     if config.optimizer == "apex_fused_sgd":
         make = _import_fused_sgd()
     return make(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        trained,
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov,

@@ -45,6 +45,15 @@ def read_dataset(root: Path, name: str = AUTO) -> Dataset:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder of the data set")
+    try:
+        return _read(root, name)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror})"
+        ) from error
+
+
+def _read(root: Path, name: str) -> Dataset:
     if reader := FILE_READERS.get(Path(name).suffix.lower()):
         file = Path(name) if Path(name).exists() else root / name
         return _not_empty(reader.read_dataset(root, file), root)

@@ -2,6 +2,7 @@
 
 Reads  DATA/{Celeb-real, YouTube-real, Celeb-synthesis}/*.mp4, each with or without
        videos/ below it; Celeb-DF++: Celeb-synthesis/KIND/METHOD/*.mp4, technique METHOD
+       (a fake's last folder)
        DATA/List_of_testing_videos.txt, lines such as `1 YouTube-real/00170.mp4`: there
        1 means REAL and 0 fake. The label is taken from the folder.
 Names: id0_id16_0009.mp4 has the frames of Celeb-real/id0_0009.mp4; in Celeb-DF++ the
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from preprocessing.dataset import Dataset, Skipped, Unused, Video, make_dataset
 from preprocessing.video import describe_unused, sort_files
+from runtime.cli import UserError
 
 LAYOUT = "{Celeb-real, YouTube-real, Celeb-synthesis}/*.mp4"
 REAL_FOLDERS = ("Celeb-real", "YouTube-real", "Youtube-real")
@@ -34,14 +36,9 @@ def detect(root: Path) -> bool:
 def read_dataset(root: Path) -> Dataset:
     """Read all videos below `root`."""
     items: list[Video | Skipped] = []
-    for name in REAL_FOLDERS:
+    for name in (*REAL_FOLDERS, FAKE_FOLDER):
         if (root / name).is_dir():
-            items += _read_folder(root / name, is_fake=False)
-    if (root / FAKE_FOLDER).is_dir():
-        items += _read_folder(root / FAKE_FOLDER, is_fake=True)
-        for folder in sorted((root / FAKE_FOLDER).glob("*/*/")):
-            if folder.parent.name != "videos":
-                items += _read_folder(folder, is_fake=True, method=folder.name)
+            items += _read_folder(root / name, is_fake=name == FAKE_FOLDER)
     videos = [item for item in items if isinstance(item, Video)]
     listed, notes = _read_list(root, videos)
     if listed is not None:
@@ -54,16 +51,16 @@ def read_dataset(root: Path) -> Dataset:
     return make_dataset(root, [*items, *notes])
 
 
-def _read_folder(
-    folder: Path, is_fake: bool, method: str = ""
-) -> Iterator[Video | Skipped]:
-    if (folder / "videos").is_dir():
-        folder = folder / "videos"
-    # folders of kinds and methods are read by themselves
-    videos, unused = sort_files(path for path in folder.iterdir() if path.is_file())
+def _read_folder(folder: Path, is_fake: bool) -> Iterator[Video | Skipped]:
+    """All videos below one of the three folders; a fake's last folder is its method."""
+    videos, unused = sort_files(path for path in folder.rglob("*") if path.is_file())
     for reason, paths in unused.items():
         yield Unused(str(folder), describe_unused(reason, paths))
     for path in videos:
+        kinds = [
+            part for part in path.relative_to(folder).parts[:-1] if part != "videos"
+        ]
+        method = kinds[-1] if is_fake and kinds else ""
         name = f"{method}_{path.stem}" if method else path.stem
         original = name
         if is_fake and (match := FAKE_NAME.match(path.stem)):
@@ -76,7 +73,7 @@ def _read_list(
 ) -> tuple[set[Path] | None, list[Skipped]]:
     """The videos of the test list, None without one, and what is wrong with it."""
     path = root / TEST_LIST
-    if not path.exists():
+    if not path.is_file():
         return None, []
     by_place = {_place(video.path.relative_to(root)): video for video in videos}
     listed: dict[Path, str] = {}
@@ -95,7 +92,7 @@ def _read_list(
                     f"line {number}: {line!r} must be 0 or 1, a blank, and a video",
                 )
             )
-        elif video := by_place.get(_place(Path(name.strip()))):
+        elif video := by_place.get(_place(Path(name.strip().replace("\\", "/")))):
             listed[video.path] = mark
         else:
             missing.append(name.strip())
@@ -107,6 +104,8 @@ def _read_list(
                 f"{missing[0]}",
             )
         )
+    if not listed:
+        raise UserError(f"{path}: names none of the videos that are there")
     return set(listed), notes + _reversed_marks(path, videos, listed)
 
 

@@ -28,6 +28,7 @@ from preprocessing.dataset import (
     make_dataset,
 )
 from preprocessing.video import describe_unused, sort_files
+from runtime.cli import UserError
 
 LAYOUT = "source_videos/, manipulated_videos/KIND/*.mp4, lists/splits/*.txt"
 SOURCES, FAKES = "source_videos", "manipulated_videos"
@@ -102,7 +103,11 @@ def _read_splits(root: Path, names: set[str]) -> tuple[dict[str, str], list[Unus
         if not path.exists():
             continue
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        listed = [line.strip() for line in lines.splitlines() if line.strip()]
+        listed = [
+            line.strip().replace("\\", "/")
+            for line in lines.splitlines()
+            if line.strip()
+        ]
         splits |= dict.fromkeys((Path(line).name for line in listed), split)
         if missing := [line for line in listed if Path(line).name not in names]:
             notes.append(
@@ -112,4 +117,6 @@ def _read_splits(root: Path, names: set[str]) -> tuple[dict[str, str], list[Unus
                     f"there, the first is {missing[0]}",
                 )
             )
+    if splits and not splits.keys() & names:
+        raise UserError(f"{root / 'lists/splits'}: names none of the videos there")
     return splits, notes

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from preprocessing.dataset import SPLITS, Dataset, Skipped, Unused, Video, make_dataset
-from preprocessing.datasets.table import PICTURES, is_plain, resolve_inside
+from preprocessing.datasets.table import (
+    PICTURES,
+    FilesPresent,
+    check_pictures,
+    is_plain,
+    resolve_inside,
+)
 from runtime.cli import UserError
-from runtime.files import list_names
 
 COMPRESSIONS = ("raw", "c23", "c40")
 
@@ -32,69 +37,94 @@ class _Entry(NamedTuple):
 def read_dataset(root: Path, file: Path) -> Dataset:
     """Read the videos whose frames are there.
 
+    A video that is in several splits, as all of Celeb-DF's test videos are, is a test
+    video before a validation and a training one.
+
     Raises:
         UserError: the file is not of this form.
     """
+    notes: list[Skipped] = []
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-        entries = [*_entries(content)]
+        entries = [*_entries(content, str(file), notes)]
     except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise UserError(
             f"{file}: is no JSON of DeepfakeBench, {{dataset: {{label: {{split: "
             f"{{video: …}}}}}}}} ({error})"
         ) from error
     several = len({entry.compression for entry in entries}) > 1
-    names: dict[Path, set[str]] = {}
-    items: list[Video | Skipped] = []
+    present = FilesPresent()
+    videos: dict[str, Video] = {}
     missing: list[str] = []
-    for entry in entries:
+    repeated: list[str] = []
+    for entry in sorted(entries, key=lambda entry: -SPLITS.index(entry.split)):
         parts = (entry.label, entry.compression if several else "", entry.video)
         name = "_".join(filter(None, parts))
+        if name in videos:
+            repeated.append(name)
+            continue
         try:
-            frames = [resolve_inside(root, frame) for frame in entry.frames]
-            if not is_plain(name) or entry.split not in SPLITS:
-                raise UserError(f"{name!r}, {entry.split!r}: no name or no split")
+            video = _make_video(root, name, entry, present)
         except UserError as error:
-            items.append(Skipped(str(file), str(error)))
+            notes.append(Skipped(str(file), str(error)))
             continue
-        for folder in {frame.parent for frame in frames} - names.keys():
-            names[folder] = list_names(folder)
-        crops = tuple(
-            sorted(
-                (
-                    frame
-                    for frame in frames
-                    if frame.suffix.lower() in PICTURES
-                    and frame.name in names[frame.parent]
-                ),
-                key=_frame_number,
-            )
-        )
-        if not crops:
+        if video is None:
             missing.append(name)
-            continue
-        is_fake = not entry.label.lower().endswith("real")
-        items.append(
-            Video(
-                crops[0],
-                name,
-                is_fake,
-                name,
-                technique=entry.label if is_fake else "",
-                split=entry.split,
-                crops=crops,
+        else:
+            videos[name] = video
+    if missing:
+        notes.append(
+            Unused(
+                str(file),
+                f"names {len(missing)} of {len(entries)} videos whose frames are not "
+                f"there, the first is {missing[0]}",
             )
         )
-    if missing:
-        reason = (
-            f"names {len(missing)} of {len(entries)} videos whose frames are not "
-            f"there, the first is {missing[0]}"
+    if repeated:
+        notes.append(
+            Unused(
+                str(file),
+                f"has {len(repeated)} videos in several splits, the first is "
+                f"{repeated[0]}; test counts before val, val before train",
+            )
         )
-        items.append(Unused(str(file), reason))
-    return make_dataset(root, items)
+    return make_dataset(root, [*videos.values(), *notes])
 
 
-def _entries(content: dict) -> Iterator[_Entry]:
+def _make_video(
+    root: Path, name: str, entry: _Entry, present: FilesPresent
+) -> Video | None:
+    """A video of its frames that are there; None without any."""
+    if not is_plain(name):
+        raise UserError(f"{name!r} cannot be the name of a video")
+    frames = [resolve_inside(root, frame) for frame in entry.frames]
+    crops = tuple(
+        sorted(
+            (
+                frame
+                for frame in frames
+                if frame.suffix.lower() in PICTURES and frame in present
+            ),
+            key=_frame_number,
+        )
+    )
+    if not crops:
+        return None
+    check_pictures(name, crops)
+    is_fake = not entry.label.lower().endswith("real")
+    return Video(
+        crops[0],
+        name,
+        is_fake,
+        name,
+        technique=entry.label if is_fake else "",
+        split=entry.split,
+        crops=crops,
+    )
+
+
+def _entries(content: dict, file: str, notes: list[Skipped]) -> Iterator[_Entry]:
+    """The entries of all splits; those of another form are added to `notes`."""
     for labels in content.values():
         for label, splits in labels.items():
             for split, videos in splits.items():
@@ -103,7 +133,16 @@ def _entries(content: dict) -> Iterator[_Entry]:
                     by_compression = videos
                 for compression, each in by_compression.items():
                     for video, entry in each.items():
-                        yield _Entry(label, split, compression, video, entry["frames"])
+                        frames = entry.get("frames") if isinstance(entry, dict) else 0
+                        if (
+                            split not in SPLITS
+                            or not isinstance(frames, list)
+                            or not all(isinstance(frame, str) for frame in frames)
+                        ):
+                            reason = f"{label}, {split}, {video!r}: is no video"
+                            notes.append(Skipped(file, reason))
+                        else:
+                            yield _Entry(label, split, compression, video, frames)
 
 
 def _frame_number(path: Path) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from preprocessing.dataset import (
     LABELS,
+    SPLITS,
     Dataset,
     Skipped,
     Unused,
@@ -65,9 +66,14 @@ def _read_entry(root: Path, name: str, entry: dict) -> Video | Skipped:
     if not isinstance(label, str) or label.upper() not in LABELS:
         reason = f"the entry {name!r} has the label {label!r}; it must be real or fake"
         return Skipped(str(root / LIST), reason)
+    split, original = entry.get("set") or "", entry.get("original")
+    if not isinstance(split, str) or split.lower() not in ("", *SPLITS):
+        reason = f"the entry {name!r} has the set {split!r}; it must be train or test"
+        return Skipped(str(root / LIST), reason)
     try:
         path = resolve_inside(root, name)
-        original = entry.get("original")
+        if not isinstance(original, str | None):
+            raise UserError(f"the entry {name!r} has the original {original!r}")
         original_path = resolve_inside(root, original) if original else None
     except UserError as error:
         return Skipped(str(root / LIST), str(error))
@@ -81,7 +87,7 @@ def _read_entry(root: Path, name: str, entry: dict) -> Video | Skipped:
         is_fake,
         _name(root, original_path) if original_path and is_fake else own,
         technique=path.relative_to(root).parts[0] if is_fake else "",
-        split=str(entry.get("set") or ""),
+        split=split.lower(),
     )
 
 

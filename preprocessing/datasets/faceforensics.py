@@ -5,8 +5,9 @@ Reads  DATA/original_sequences/{youtube,actors}/{raw,c23,c40}/videos/*.mp4
        DATA/splits/{train,val,test}.json = [["071", "054"], …], if they are there
 Names: TARGET_SOURCE.mp4 has the frames of youtube/TARGET.mp4; in DeepFakeDetection
        T_S__SCENE__CODE.mp4 has those of actors/T__SCENE.mp4.
-Split: of the target, by the lists; DeepFakeDetection, which they do not name, is test.
-       Without the lists, whole groups of people who are connected by fakes are drawn.
+Split: of the target, by the lists. Without them, whole groups of people who are
+       connected by fakes are drawn. Actors and DeepFakeDetection, which no list names,
+       are test, unless there is nothing else.
 Source: A. Rössler et al., "FaceForensics++" (2019), github.com/ondyari/FaceForensics.
 """
 
@@ -34,6 +35,7 @@ LAYOUT = (
     "manipulated_sequences/TECHNIQUE/{raw,c23,c40}/videos/*.mp4"
 )
 COMPRESSIONS = ("raw", "c23", "c40")  # masks/ is beside them
+ACTOR = "actor "  # before an actor's number, which youtube videos have too
 ORIGINALS, FAKES = "original_sequences", "manipulated_sequences"
 YOUTUBE_FAKE = re.compile(r"(\d+)_(\d+)")
 ACTORS_FAKE = re.compile(r"(\d+)_(\d+)__(.+)__\w+")
@@ -73,7 +75,12 @@ def read_dataset(root: Path, compression: str = "") -> Dataset:
     group_of = {video.name: groups[_people(video)[0]] for video in videos}
     splits, notes = _read_splits(root, {video.name for video in videos})
     if not splits:
-        splits = draw_splits(group_of)
+        youtube = {
+            video.name: group_of[video.name]
+            for video in videos
+            if not _people(video)[0].startswith(ACTOR)
+        }
+        splits = draw_splits(youtube or group_of)
     items = [_with_split(item, splits) for item in items]
     return make_dataset(root, [*items, *notes], group_of)
 
@@ -117,9 +124,9 @@ def _people(video: Video) -> tuple[str, ...]:
     """Who is seen in a video: one or two names, of actors with a mark."""
     stem = video.path.stem
     if match := ACTORS_FAKE.fullmatch(stem):
-        return f"actor {match[1]}", f"actor {match[2]}"
+        return f"{ACTOR}{match[1]}", f"{ACTOR}{match[2]}"
     if match := ACTORS_REAL.fullmatch(stem):
-        return (f"actor {match[1]}",)
+        return (f"{ACTOR}{match[1]}",)
     if match := YOUTUBE_FAKE.fullmatch(stem):
         return match[1], match[2]
     return (stem,)
@@ -139,7 +146,11 @@ def _read_splits(root: Path, names: set[str]) -> tuple[dict[str, str], list[Unus
             continue
         try:
             pairs = json.loads(path.read_text(encoding="utf-8-sig"))
-            listed = [f"{name}" for pair in pairs for name in pair]
+            if not all(isinstance(pair, list) for pair in pairs):
+                raise TypeError("a list of lists is needed")
+            listed = [name for pair in pairs for name in pair]
+            if not all(isinstance(name, str) for name in listed):
+                raise TypeError("names must be strings")
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f'{path}: is no list of pairs such as [["071", "054"]] ({error}); '
@@ -151,9 +162,14 @@ def _read_splits(root: Path, names: set[str]) -> tuple[dict[str, str], list[Unus
                 Unused(
                     str(path),
                     f"names {len(missing)} of {len(set(listed))} videos that are not "
-                    f"there, the first is {missing[0]}.mp4",
+                    f"there, the first is {missing[0]}",
                 )
             )
+    if splits and not splits.keys() & names:
+        raise UserError(
+            f"{root / 'splits'}: names none of the videos that are there, the first is "
+            f"{next(iter(splits))!r}"
+        )
     return splits, notes
 
 
@@ -163,6 +179,6 @@ def _with_split(item: Video | Skipped, splits: dict[str, str]) -> Video | Skippe
         return item
     target = _people(item)[0]
     split = splits.get(item.name) or splits.get(target, "")
-    if not split and target.startswith("actor "):
+    if not split and target.startswith(ACTOR):
         split = "test"
     return replace(item, split=split)

@@ -9,14 +9,17 @@ original: of a fake: path of a listed video, or its name. video: the name; sever
        are named NAME_no_split and are in no fold.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from preprocessing.dataset import (
     SPLITS,
     Dataset,
     Skipped,
+    Unused,
     Video,
     make_dataset,
     parse_label,
@@ -25,6 +28,7 @@ from preprocessing.video import SUFFIXES
 from runtime.cli import UserError
 from runtime.files import list_names, read_csv_rows
 
+MAX_NAME = 255  # bytes of a file's name
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -37,7 +41,7 @@ def read_dataset(root: Path, file: Path) -> Dataset:
     rows = read_csv_rows(file, ("path", "label"))
     skipped: list[Skipped] = []
     seen: set[Path] = set()
-    present = _Present()
+    present = FilesPresent()
     groups: dict[str, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
     for row in rows:
         try:
@@ -53,6 +57,9 @@ def read_dataset(root: Path, file: Path) -> Dataset:
             continue
         groups[row.get("video") or name_of(row["path"])].append((path, row))
     items: list[Video | Skipped] = []
+    name_of_path = {
+        path: name for name, members in groups.items() for path, _ in members
+    }
     for name, members in groups.items():
         # pictures that the table's split leaves out do not take the others with them
         outside = [member for member in members if not member[1].get("split")]
@@ -62,10 +69,37 @@ def read_dataset(root: Path, file: Path) -> Dataset:
             items += _make_video(file, f"{name}_no_split", outside)
         else:
             items += _make_video(file, name, members)
+    names = {item.name for item in items if isinstance(item, Video)}
+    items = [
+        _with_original(root, item, name_of_path, names, skipped)
+        if isinstance(item, Video) and item.original != item.name
+        else item
+        for item in items
+    ]
     return make_dataset(root, [*items, *skipped])
 
 
-class _Present:
+def _with_original(
+    root: Path,
+    video: Video,
+    name_of_path: dict[Path, str],
+    names: set[str],
+    notes: list[Skipped],
+) -> Video:
+    """The video with its original's name, given as a listed path or as a name."""
+    try:
+        by_path = name_of_path.get(resolve_inside(root, video.original))
+    except UserError:
+        by_path = None
+    if name := by_path or (video.original if video.original in names else None):
+        return replace(video, original=name)
+    notes.append(
+        Unused(str(video.path), f"its original {video.original!r} is not in the table")
+    )
+    return replace(video, original=video.name)
+
+
+class FilesPresent:
     """Whether files exist, from one listing of each folder."""
 
     def __init__(self) -> None:
@@ -73,7 +107,10 @@ class _Present:
 
     def __contains__(self, path: Path) -> bool:
         if path.parent not in self._names:
-            self._names[path.parent] = list_names(path.parent)
+            try:
+                self._names[path.parent] = list_names(path.parent)
+            except OSError:  # a file in a folder's place, no permission
+                self._names[path.parent] = set()
         return path.name in self._names[path.parent]
 
 
@@ -81,10 +118,20 @@ def resolve_inside(root: Path, text: str) -> Path:
     """The path of a listed file.
 
     Raises:
-        UserError: it is absolute, has a NUL, or leaves the folder.
+        UserError: it is absolute, has a NUL, leaves the folder, or is no name of a file.
     """
     path = Path(text.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or "\0" in text or not path.parts:
+    try:
+        is_name = all(len(os.fsencode(part)) <= MAX_NAME for part in path.parts)
+    except UnicodeEncodeError:
+        is_name = False
+    if (
+        not is_name
+        or path.is_absolute()
+        or ".." in path.parts
+        or "\0" in text
+        or not path.parts
+    ):
         raise UserError(f"{text!r} is no path inside {root}; correct it")
     return root / path
 
@@ -123,7 +170,21 @@ def is_plain(name: str) -> bool:
         and Path(name).name == name
         and not name.startswith(".")
         and name.isprintable()
+        and len(name.encode()) <= MAX_NAME - len(".json")
     )
+
+
+def check_pictures(name: str, pictures: Sequence[Path]) -> None:
+    """Raise a `UserError` if they cannot be the crops of one video.
+
+    One folder holds them, and each stem is there once: it names landmarks.
+    """
+    if len({path.parent for path in pictures}) > 1:
+        raise UserError(
+            f"{name}: its pictures are in several folders; name a video for each"
+        )
+    if len({path.stem for path in pictures}) < len(pictures):
+        raise UserError(f"{name}: two of its pictures differ in their ending only")
 
 
 def _make_video(
@@ -137,9 +198,10 @@ def _make_video(
             str(file), f"{name}: {len(members)} rows have this name; one video each"
         )
         return
-    if len({each.parent for each, _ in members}) > 1:
-        reason = f"{name}: its pictures are in several folders; name a video for each"
-        yield Skipped(str(file), reason)
+    try:
+        check_pictures(name, crops)
+    except UserError as error:
+        yield Skipped(str(file), str(error))
         return
     for _, row in members:
         if changed := [
@@ -153,13 +215,11 @@ def _make_video(
                 f"({first.get(changed[0])!r} and {row.get(changed[0])!r})",
             )
             return
-    original = first.get("original", "")
-    is_path = Path(original).suffix.lower() in SUFFIXES + PICTURES
     yield Video(
         path,
         name,
         bool(parse_label(first["label"])),
-        (name_of(original) if is_path else original) or name,
+        first.get("original") or name,
         technique=first.get("technique", ""),
         split=first.get("split", ""),
         crops=crops,
