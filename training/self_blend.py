@@ -119,10 +119,11 @@ def move(
     height, width = mask.shape
     scale = rng.uniform(MIN_SCALE, 1 / MIN_SCALE)
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), 0, scale)
-    matrix[:, 2] += (
+    shift = (
         rng.uniform(-SHIFT_X, SHIFT_X) * width,
         rng.uniform(-SHIFT_Y, SHIFT_Y) * height,
     )
+    matrix[:, 2] = matrix[:, 2] + shift
     moved = cv2.warpAffine(
         image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
     )
