@@ -6,7 +6,8 @@ Reads  the data set's lists, such as DATA/dfdc_train_part_N/metadata.json, and t
        below DATA/crops
 Writes DATA/folds.csv: video,file,label,original,frame,fold; label 0 is REAL, 1 is FAKE;
        where the data set has them also technique,split; folder, where the crops are not
-       below DATA/crops. Test crops have the fold -1.
+       below DATA/crops. Test crops have the fold -1. With --measure-changes also change:
+       the largest value of a fake crop's diff, 0 to 255, -1 without one
        DATA/videos_SPLIT.csv, where the data set has splits, else videos.csv where it has
        techniques: filename,label,technique,split,video, for `inference.predict --list`
        and `evaluation.score --labels`
@@ -15,26 +16,37 @@ Method: the winner's 16 folds; which video is in which is chosen by the reader o
        only real videos that have a fake; here all are listed.
 """
 
+import argparse
 import os
 import random
 import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
+import cv2
 from tqdm import tqdm
 
-from preprocessing.crop_table import COLUMNS, FOLDER_COLUMN, OPTIONAL_COLUMNS
+from preprocessing.crop_table import (
+    CHANGE_COLUMN,
+    COLUMNS,
+    FOLDER_COLUMN,
+    OPTIONAL_COLUMNS,
+)
+from preprocessing.crops import read_image
 from preprocessing.dataset import Dataset, Video
 from preprocessing.layout import (
     cropped_videos,
     crops_dir,
+    diffs_dir,
     folds_path,
     video_list_path,
 )
 from preprocessing.step import open_dataset, step_parser
 from runtime.cli import UserError, run_main
+from runtime.executor import executor_options, map_items
 from runtime.files import write_csv
 
 MAX_FRAME = 2**31 - 1  # of the crop table's 32 bits
@@ -60,21 +72,59 @@ def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
     return video_indices, files
 
 
-def table_columns(dataset: Dataset) -> list[str]:
+def largest_changes(video: Video, root: Path) -> dict[str, int]:
+    """The largest value of each of a fake's diffs, by the crop's file name.
+
+    Raises:
+        UserError: a diff cannot be read.
+    """
+    folder = diffs_dir(root, video.name)
+    return {
+        f"{path.stem.removesuffix('_diff')}.png": int(
+            read_image(path, cv2.IMREAD_GRAYSCALE).max()
+        )
+        for path in sorted(folder.glob("*_diff.png"))
+    }
+
+
+def measure_changes(
+    dataset: Dataset, options: argparse.Namespace
+) -> dict[tuple[str, str], int]:
+    """`largest_changes` of all fakes, by video and file name."""
+    changes: dict[tuple[str, str], int] = {}
+    for video, found, error in map_items(
+        partial(largest_changes, root=dataset.root),
+        dataset.fakes,
+        executor_options(options),
+        "5 measure changes",
+        "video",
+    ):
+        if error is not None:
+            raise error
+        changes |= {(video.name, file): each for file, each in (found or {}).items()}
+    return changes
+
+
+def table_columns(dataset: Dataset, has_changes: bool = False) -> list[str]:
     """The columns of folds.csv: the winner's six, and those that the data set fills."""
     filled = {
         "technique": any(video.technique for video in dataset.videos),
         "split": any(video.split for video in dataset.videos),
+        CHANGE_COLUMN: has_changes,
         FOLDER_COLUMN: any(video.crops for video in dataset.videos),
     }
     return COLUMNS + [column for column in OPTIONAL_COLUMNS if filled[column]]
 
 
 def fold_rows(
-    dataset: Dataset, video_indices: array, files: list[str], seed: int
+    dataset: Dataset,
+    video_indices: array,
+    files: list[str],
+    seed: int,
+    changes: dict[tuple[str, str], int] | None = None,
 ) -> Iterator[list]:
     """One row of `table_columns` for each crop, shuffled by `seed`."""
-    columns = table_columns(dataset)
+    columns = table_columns(dataset, changes is not None)
     frames = _frame_numbers(dataset.videos)
     order = array("i", range(len(files)))
     random.Random(seed).shuffle(order)
@@ -90,6 +140,7 @@ def fold_rows(
             "fold": video.fold,
             "technique": video.technique,
             "split": video.split,
+            CHANGE_COLUMN: (changes or {}).get((video.name, file), -1),
             FOLDER_COLUMN: _folder(video, dataset.root),
         }
         yield [row[column] for column in columns]
@@ -159,6 +210,12 @@ def write_video_lists(dataset: Dataset, data: Path) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     parser = step_parser(__doc__)
     parser.add_argument("--seed", type=int, default=777, help="seed of the row order")
+    parser.add_argument(
+        "--measure-changes",
+        action="store_true",
+        help="read all diffs, and note how much each fake crop differs from its "
+        "original's; training's setting `unchanged` needs it",
+    )
     options = parser.parse_args(argv)
     dataset = open_dataset(options)
     video_indices, files = list_crops(dataset)
@@ -167,11 +224,16 @@ def main(argv: list[str] | None = None) -> int:
             f"{dataset.root / 'crops'}: holds no crops of these videos; "
             "run steps 1 and 2 first"
         )
-    path, columns = folds_path(dataset.root), table_columns(dataset)
-    write_csv(path, columns, fold_rows(dataset, video_indices, files, options.seed))
+    changes = measure_changes(dataset, options) if options.measure_changes else None
+    path, columns = (
+        folds_path(dataset.root),
+        table_columns(dataset, changes is not None),
+    )
+    rows = fold_rows(dataset, video_indices, files, options.seed, changes)
+    write_csv(path, columns, rows)
     fakes = sum(dataset.videos[index].is_fake for index in video_indices)
     print(f"5 make folds: {len(files) - fakes} real and {fakes} fake crops in {path}")
-    if columns != COLUMNS:
+    if {"technique", "split"} & {*columns}:
         for line in count_crops(dataset, video_indices):
             print(f"5 make folds: {line}")
         for path in write_video_lists(dataset, options.root_dir):

@@ -1,11 +1,11 @@
 """In-memory table of all crops, as written by step 5 or step 6.
 
 Reads DATA/folds.csv           video,file,label,original,frame,fold and, optionally,
-                               technique,split,folder
+                               technique,split,change,folder
       DATA/shards/index.csv    the same without folder, and shard,offset,size: where
                                step 6 packed the crop
 
-A row takes 20 bytes, or 36 for a crop in a shard; 9 more with all optional columns. Each distinct name is stored once,
+A row takes 20 bytes, or 36 for a crop in a shard; 10 more with all optional columns. Each distinct name is stored once,
 and rows refer to it by index. Two million crops take 40 MB, which PyTorch's data loader
 workers share.
 """
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("files", "wds")
 COLUMNS = ["video", "file", "label", "original", "frame", "fold"]
-# of data sets that have them; the folder of crops that are not below DATA/crops
-FOLDER_COLUMN = "folder"
-OPTIONAL_COLUMNS = ["technique", "split", FOLDER_COLUMN]
+# of data sets that have them; the largest value of a fake crop's diff, 0 to 255, -1
+# without; the folder of crops that are not below DATA/crops
+CHANGE_COLUMN, FOLDER_COLUMN = "change", "folder"
+OPTIONAL_COLUMNS = ["technique", "split", CHANGE_COLUMN, FOLDER_COLUMN]
 # offset and size in bytes of a crop together with its landmarks, diff and metadata
 SHARD_COLUMNS = ["shard", "offset", "size"]
 # column: key of its list of distinct names, which columns may share
@@ -45,7 +46,7 @@ STRING_COLUMNS = {
     "original": "video",
     "file": "file",
     "shard": "shard",
-    **{column: column for column in OPTIONAL_COLUMNS},
+    **{column: column for column in ("technique", "split", FOLDER_COLUMN)},
 }
 DTYPES = {
     "video": "i4",
@@ -55,7 +56,12 @@ DTYPES = {
     "label": "i2",
     "fold": "i2",
 }
-OPTIONAL_DTYPES = {"technique": "i2", "split": "i2", FOLDER_COLUMN: "i4"}
+OPTIONAL_DTYPES = {
+    "technique": "i2",
+    "split": "i2",
+    CHANGE_COLUMN: "i2",
+    FOLDER_COLUMN: "i4",
+}
 SHARD_DTYPES = {"shard": "i4", "size": "i4", "offset": "i8"}
 CHUNK_ROWS = 500  # per read: fits the CPU cache, twice as fast as 100,000
 

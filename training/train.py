@@ -51,7 +51,9 @@ from training.dataset import (
     TrainingCrops,
     ValidationCrops,
     collate,
+    leave_out,
     train_val_split,
+    treat_unchanged,
 )
 from training.distributed import TIMEOUT, World, init_distributed, local_world_size
 from training.losses import video_losses
@@ -241,9 +243,11 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
             "it; it must be on a file system that all nodes share"
         )
     crops = read_crop_table(options.data_dir, options.format)
+    crops = leave_out(crops, options.leave_out)
     training, validation = train_val_split(
         crops, options.fold, config.validation_frame_step
     )
+    training, unchanged = treat_unchanged(training, config.unchanged)
     sampler = _make_sampler(trainer, training)
     train_set = TrainingCrops(training, config)
     train_loader = make_loader(train_set, options.workers, config.batch_size, sampler)
@@ -251,6 +255,11 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     check_shared_memory([train_loader, val_loader], config.input.size)
     if world.is_main:
         _print_summary(name, trainer, training, validation, start)
+        if config.unchanged != "keep":
+            print(
+                f"  unchanged={config.unchanged}: {unchanged} crops that equal their "
+                f"original's, {unchanged / max(len(crops), 1):.1%} of all crops"
+            )
         _save_arguments(log, options, config, training, validation)
     for epoch in range(start, config.epochs):
         sampler.epoch = epoch
@@ -266,6 +275,8 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
                 "seed": options.seed,
                 "parts": parts,
             }
+            if options.leave_out:
+                entries["left_out"] = options.leave_out
             checkpoint = options.output_dir / f"{name}_{epoch}"
             _save_epoch(trainer, checkpoint, last, log, row, entries)
         world.barrier()
@@ -282,6 +293,7 @@ def _make_sampler(trainer: Trainer, training: CropTable) -> BalancedSampler:
         config.batch_size,
         trainer.accumulate,
         training["shard"] if training.in_shards else None,
+        config.self_blended,
     )
 
 
@@ -416,7 +428,8 @@ def _find_resume(
     # settings that a checkpoint of an earlier version lacks had their defaults
     defaults = Config().model_dump()
     old = defaults | checkpoint["config"] | {"seed": checkpoint["seed"]}
-    new = config.model_dump() | {"seed": options.seed}
+    old["left_out"] = checkpoint.get("left_out", [])
+    new = config.model_dump() | {"seed": options.seed, "left_out": options.leave_out}
     changed = [
         key
         for key in new
@@ -556,6 +569,14 @@ def main(argv: list[str] | None = None) -> int:
         choices=range(16),
         metavar="0..15",
         help="the validation fold",
+    )
+    parser.add_argument(
+        "--leave-out",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TECHNIQUE",
+        help="train and validate without the fakes of these techniques of folds.csv",
     )
     parser.add_argument(
         "--seed",
