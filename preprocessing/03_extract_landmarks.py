@@ -1,4 +1,4 @@
-"""Step 3: detect five facial landmarks in each crop of the REAL videos.
+"""Step 3: detect facial landmarks in each crop of the REAL videos.
 
     python -m preprocessing.03_extract_landmarks --root-dir DATA
 
@@ -7,7 +7,8 @@ Reads  DATA/crops/{video}/*.png of the REAL videos, from step 2, or crops that e
        those of all videos
 Writes DATA/landmarks/{video}/{frame}_{actor}.npy: int16 (5, 2), x and y in crop pixels
        of both eyes, the nose and both corners of the mouth, the viewer's left before
-       right; no file where no face is detected
+       right; no file where no face is detected. With --points 68 also
+       DATA/landmarks68/…, int16 (68, 2), by dlib (`preprocessing.landmarks68`)
 Method: the winner's: MTCNN with thresholds 0.65/0.75/0.75 on the whole crop, the
        largest face, rounded. A fake uses its original's landmarks, because its crops
        come from the same boxes.
@@ -22,6 +23,7 @@ import numpy as np
 from preprocessing.crops import read_image, write_array
 from preprocessing.dataset import Video
 from preprocessing.faces import LANDMARK_THRESHOLDS, load_detector
+from preprocessing.landmarks68 import COUNT, detect_landmarks, load_predictor
 from preprocessing.layout import cropped_videos, crops_dir, landmarks_dir
 from preprocessing.step import open_dataset, run_step, step_parser
 from runtime.cli import run_main
@@ -49,13 +51,33 @@ def extract_landmarks(video: Video, root: Path, device: str) -> None:
                     write_array(folder / f"{path.stem}.npy", landmarks)
 
 
+def extract_landmarks_68(video: Video, root: Path) -> None:
+    """Write one video's 68 landmarks.
+
+    Raises:
+        UserError: a crop cannot be read, or dlib is not installed.
+    """
+    with atomic_folder(landmarks_dir(root, video.name, COUNT)) as folder:
+        for path in video.crops or sorted(crops_dir(root, video.name).glob("*.png")):
+            landmarks = detect_landmarks(read_image(path))
+            if landmarks is not None:
+                write_array(folder / f"{path.stem}.npy", landmarks)
+
+
 def add_landmarks_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--landmarks`."""
+    """Add `--landmarks` and `--points`."""
     parser.add_argument(
         "--landmarks",
         choices=("real", "all"),
         default="real",
         help="of the crops of real videos, whose fakes share them, or of all videos",
+    )
+    parser.add_argument(
+        "--points",
+        type=int,
+        choices=(5, COUNT),
+        default=5,
+        help=f"{COUNT}: dlib's {COUNT} landmarks too (requirements-landmarks.txt)",
     )
 
 
@@ -73,12 +95,24 @@ def main(argv: list[str] | None = None) -> int:
         or not video.is_fake
         or (video.has_own_boxes and not video.crops)
     ]
-    return run_step(
+    videos = [video for video in wanted if video.crops or video.name in cropped]
+    if options.points == COUNT:
+        load_predictor()  # what is not installed is said at once, not of each video
+    status = run_step(
         partial(extract_landmarks, root=dataset.root, device=options.device),
-        [video for video in wanted if video.crops or video.name in cropped],
+        videos,
         lambda video: landmarks_dir(dataset.root, video.name),
         options,
         "3 extract landmarks",
+    )
+    if options.points != COUNT:
+        return status
+    return status or run_step(
+        partial(extract_landmarks_68, root=dataset.root),
+        videos,
+        lambda video: landmarks_dir(dataset.root, video.name, COUNT),
+        options,
+        f"3 extract {COUNT} landmarks",
     )
 
 

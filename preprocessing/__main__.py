@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         for step in (*STEPS, PACK_STEP) if options.format == "wds" else STEPS:
             device = ["--device", options.device] if step in DETECTOR_STEPS else []
             landmarks = ["--landmarks", options.landmarks]
+            landmarks += ["--points", str(options.points)]
             own = device + (landmarks if step == LANDMARK_STEP else [])
             step_main = import_module(f"preprocessing.{step}").main
             if status := step_main([*map(str, common), *own]):

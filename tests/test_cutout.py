@@ -107,3 +107,41 @@ def test_a_fake_keeps_what_was_changed():
         for seed in range(50)
     )
     assert WHITE.min() == 255  # no function modified its argument
+
+
+def test_the_winners_hull_of_68_landmarks_by_hand():
+    """Jaw and brows as a polygon, halves split at the centroid of its pixels."""
+    points = np.zeros((68, 2), np.int16)
+    points[:17] = [(20 + 5 * n, 40 + 30 * np.sin(np.pi * n / 16)) for n in range(17)]
+    points[17:27] = [(100 - 8 * (9 - n), 30) for n in range(10)]
+    points[27:] = (60, 20)  # inside or not, the others do not count
+    jaw_and_brows = [*points[:17], *points[26:16:-1]]
+    inside = np.zeros((100, 120), bool)
+    for y in range(100):
+        for x in range(120):
+            for (x1, y1), (x2, y2) in zip(
+                jaw_and_brows, jaw_and_brows[1:] + jaw_and_brows[:1]
+            ):
+                if (y1 > y) != (y2 > y) and x < (x2 - x1) * (y - y1) / (y2 - y1) + x1:
+                    inside[y, x] = not inside[y, x]
+    centre_y, centre_x = (int(axis.mean()) for axis in np.nonzero(inside))
+    image = np.full((100, 120, 3), 255, np.uint8)
+    found = set()
+    for seed in range(60):
+        dark = hull_cutout(image, points, random.Random(seed))[..., 0] == 0
+        halves = {
+            "top": np.s_[:centre_y, :],
+            "bottom": np.s_[centre_y:, :],
+            "left": np.s_[:, :centre_x],
+            "right": np.s_[:, centre_x:],
+        }
+        for name, half in halves.items():
+            expected = np.zeros_like(inside)
+            expected[half] = inside[half]
+            # skimage's polygon has its border's pixels too
+            if (dark != expected).sum() < 120:
+                found.add(name)
+                break
+        else:
+            raise AssertionError(f"seed {seed} is no half")
+    assert found == {"top", "bottom", "left", "right"}

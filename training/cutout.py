@@ -3,10 +3,10 @@
 Method: the winner's three cutouts. Eyes, nose or mouth by five landmarks; half of the
 face's outline; half of the image, checked against the diff mask so that a fake keeps
 some of its changed pixels. Two small differences:
-- He derived the outline from dlib's 68 landmarks. Here it is an ellipse in the
-  coordinates that the two eyes and the mouth span, from brows to chin and cheek to
-  cheek; without landmarks, an ellipse in the face's bounding box, which follows from
-  the crop rule.
+- He derived the outline from dlib's 68 landmarks, as is done here where step 3 made
+  them. Otherwise it is an ellipse in the coordinates that the two eyes and the mouth
+  span, from brows to chin and cheek to cheek; without landmarks, an ellipse in the
+  face's bounding box, which follows from the crop rule.
 - He split the image's height at half of its width, by mistake; here it is split at half
   of the height.
 All functions take and return uint8 (H, W, 3) and leave their arguments unchanged.
@@ -16,11 +16,14 @@ import random
 
 import cv2
 import numpy as np
+from skimage.draw import polygon
 
 # A fake must keep more changed pixels than this; the winner's setting.
 MIN_CHANGED_PIXELS = 20
 MAX_DRAWS = 5
 OUTLINE_POINTS = 40
+# of dlib's 68: ear to ear along the jaw, back over the brows
+JAW_AND_BROWS = [*range(17), *range(26, 16, -1)]
 
 
 def landmark_cutout(
@@ -47,12 +50,21 @@ def landmark_cutout(
 def hull_cutout(
     image: np.ndarray, landmarks: np.ndarray | None, rng: random.Random
 ) -> np.ndarray:
-    """Black out the upper, lower, left or right half of the face's outline."""
+    """Black out the upper, lower, left or right half of the face's outline.
+
+    Args:
+        landmarks: (68, 2), (5, 2), x and y in pixels, or None.
+    """
     height, width = image.shape[:2]
     mask = np.zeros((height, width), np.uint8)
     outline = face_outline(landmarks, height, width)
-    cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
-    x, y = np.clip(outline.mean(axis=0).astype(int), 0, (width, height))
+    if landmarks is not None and len(landmarks) == 68:
+        inside = polygon(outline[:, 1], outline[:, 0], mask.shape)
+        mask[inside] = 1
+        y, x = (int(each.mean()) if len(each) else 0 for each in inside)
+    else:
+        cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
+        x, y = np.clip(outline.mean(axis=0).astype(int), 0, (width, height))
     half = rng.choice((np.s_[:y, :], np.s_[y:, :], np.s_[:, :x], np.s_[:, x:]))
     mask[half] = 0
     return image * (mask == 0)[..., None]
@@ -90,15 +102,17 @@ def half_masks(height: int, width: int) -> list[np.ndarray]:
 
 
 def face_outline(landmarks: np.ndarray | None, height: int, width: int) -> np.ndarray:
-    """The face's outline (OUTLINE_POINTS, 2), x and y in pixels of its crop.
+    """The face's outline (N, 2), x and y in pixels of its crop.
 
-    With landmarks: an ellipse in the coordinates of two vectors, from eye to eye and
+    With 68 landmarks: the jaw and the brows. With five: an ellipse in the coordinates of two vectors, from eye to eye and
     from the eyes to the mouth. On the demo's portrait the brows lie 0.4 of the latter
     above the eyes, the chin 2.25 below, and each cheek 1.05 of the former from the
     middle; these three numbers define the ellipse.
     """
     angles = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    if landmarks is not None and len(landmarks) == 68:
+        return landmarks[JAW_AND_BROWS].astype(float)
     if landmarks is None:
         # the crop rule cuts 1 + 2/3 times the face's bounding box
         return np.array([width, height]) * (0.5 + 0.3 * circle)

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_in
 from tqdm import tqdm
 
 from preprocessing.crop_table import FORMATS, CropTable, read_crop_table
+from preprocessing.layout import landmarks_dir
 from runtime.cli import (
     MachineError,
     UserError,
@@ -499,6 +500,9 @@ def _save_arguments(
     content = {
         "options": arguments,
         "config": config.model_dump(mode="json"),
+        "outline_landmarks": 68
+        if landmarks_dir(options.data_dir, "", 68).exists()
+        else 5,
         "crops": {"training": training.counts(), "validation": validation.counts()},
         "torch": str(torch.__version__),
     }
