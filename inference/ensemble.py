@@ -127,6 +127,9 @@ class Ensemble:
 
         Returns:
             (N, h, w) float32 in 0..1.
+
+        Raises:
+            UserError: the network has no such feature maps, as vision transformers.
         """
         return self._threads.submit(self._grad_cam, torch.from_numpy(images)).result()
 
@@ -135,6 +138,13 @@ class Ensemble:
         model = self._models[0]
         inputs = self._normalize[0](images.to(self.device)).to(self._dtype)
         features = model.features(inputs)
+        if features.ndim != 4 or not torch.allclose(
+            features.mean((2, 3)), model.pool(features), rtol=1e-2, atol=1e-3
+        ):
+            raise UserError(
+                f"--grad-cam: {self.names[0]} does not classify the mean of feature "
+                "maps; put another network first, or leave --grad-cam out"
+            )
         maps = torch.einsum("c,nchw->nhw", model.fc.weight[0], features)
         maps = torch.relu(maps).float()
         largest = maps.amax((1, 2), keepdim=True).clamp(min=1e-12)

@@ -172,6 +172,23 @@ def test_a_vision_transformer_is_saved_loaded_and_predicts(tmp_path):
         torch.testing.assert_close(model(images), trainer.network.eval()(images))
 
 
+def test_grad_cam_needs_feature_maps(tmp_path):
+    from inference.ensemble import Ensemble
+    from training.checkpoint import save_checkpoint
+
+    paths = []
+    for name, size in ((VIT, 224), ("resnet18", 64)):
+        model = DeepFakeClassifier(name)
+        settings = Config(encoder=name, input={"size": size}).model_dump()
+        paths.append(tmp_path / name)
+        save_checkpoint(paths[-1], state_dict=model.state_dict(), config=settings)
+    faces = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    with pytest.raises(UserError, match="--grad-cam: vit_tiny_patch16_224 does not"):
+        Ensemble(paths[:1], "cpu").grad_cam(faces)
+    maps = Ensemble(paths[1:], "cpu").grad_cam(faces[:, :64, :64])
+    assert maps.shape == (2, 2, 2) and maps.max() <= 1
+
+
 def test_the_cosine_schedule_by_hand():
     rates = [cosine_learning_rate(n, 1.0, 0.25, 8) for n in range(8)]
     expected = [1 / 3, 2 / 3, *(0.5 * (1 + np.cos(np.pi * n / 6)) for n in range(6))]
@@ -630,3 +647,17 @@ def test_mistakes_in_recipes(tmp_path):
     with pytest.raises(UserError, match="must hold recipes"):
         study.read_recipes(tmp_path / "r.yaml", ["plain"])
     assert sys.modules["evaluation.leave_one_out"].RECIPES.is_file()
+
+
+def test_a_preview_of_the_training_images(train_data, tmp_path, capsys):
+    from training import preview
+
+    output = tmp_path / "preview.png"
+    arguments = [
+        *("--config", ROOT / "configs/unseen.yaml", "--data-dir", train_data),
+        *("--output", output, "--count", 12),
+        *("--set", "input.size=64", "self_blended=0.5", "pretrained=none"),
+    ]
+    assert preview.main([*map(str, arguments)]) == 0
+    assert "12 images" in capsys.readouterr().out
+    assert read_image(output).std() > 20

@@ -74,7 +74,7 @@ class DeepFakeClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,) of images (N, 3, S, S) float, RGB, normalised."""
-        return self.fc(self.dropout(self._pool(self.features(images)))).squeeze(1)
+        return self.fc(self.dropout(self.pool(self.features(images)))).squeeze(1)
 
     def features(self, images: Tensor) -> Tensor:
         """The encoder's features of such images, before pooling.
@@ -83,6 +83,10 @@ class DeepFakeClassifier(nn.Module):
         networks (N, h, w, C).
         """
         return self.encoder.forward_features(images)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """What the last layer sees of such features: (N, C)."""
+        return self._pool(features)
 
     def freeze_all_but_norms(self) -> None:
         """Train the normalisation layers and the last layer only."""
