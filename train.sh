@@ -18,6 +18,10 @@ usage() { sed -n '2,15s/^# *//p' "$0"; }
 [[ $# -ge 2 ]] || { usage >&2; exit 2; }
 data=$(realpath -- "$1")
 gpus=$2
+if [[ ! $gpus =~ ^[1-9][0-9]{0,3}$ ]]; then
+    echo "error: NUM_GPUS is '$gpus'; give the number of GPUs, at least 1 (without a GPU 1)" >&2
+    exit 2
+fi
 nodes=${NNODES:-1}
 rank=${NODE_RANK:-${SLURM_NODEID:-0}}
 shift 2

@@ -5,13 +5,14 @@
 
 For each technique a network is trained without it, and scored on it and on the others.
 A recipe is a named list of settings in --recipe-file. `none` among the --techniques
-trains with all of them: then unseen is seen.
+trains with all of them: then unseen is seen. A name such as plain+blend_only is an
+ensemble: the mean of the scores of its recipes' networks, without further training.
 
 Reads  DATA/folds.csv with the column technique, and the crops
 Writes OUT/results.csv: recipe,left_out,tested_on,seed,auc,low,high: AUC over videos (mean
        of a video's crops) of one technique against all real videos, with its 95 %
        interval over videos; OUT/table.txt and OUT/table.png, means over seeds;
-       OUT/runs/{recipe}_{left_out}_{seed}/: checkpoint, logs, submission.csv
+       OUT/runs/{recipe}_{left_out}_{seed}/: logs, faces.csv
 Resumes: what is in results.csv is not trained again, an interrupted run goes on.
 Method: training as in `training.train`, the last epoch, no choice by the score; the
        split test where there is one, else val.
@@ -48,6 +49,7 @@ from training.trainer import Trainer
 
 HEADER = ["recipe", "left_out", "tested_on", "seed", "auc", "low", "high"]
 NONE = "none"
+PLUS = "+"
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes.yaml"
 TIMED_STEPS = 3
 
@@ -94,13 +96,23 @@ def read_recipes(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
         isinstance(each, dict) for each in recipes.values()
     ):
         raise UserError(f"{path}: must hold recipes, each `name: {{key: value}}`")
-    if missing := [name for name in names if name not in recipes]:
+    members = {member for name in names for member in name.split(PLUS)}
+    if missing := sorted(members - recipes.keys()):
         raise UserError(
             f"{path}: has no recipe {missing[0]}; it has {', '.join(recipes)}"
         )
+    # an ensemble comes after its members
+    singles = [name for name in names if PLUS not in name]
+    ensembles = [name for name in names if PLUS in name]
+    if missing := sorted(
+        {m for name in ensembles for m in name.split(PLUS)} - {*singles}
+    ):
+        raise UserError(
+            f"--recipes: an ensemble has {missing[0]}; give that recipe too"
+        )
     return {
-        name: [f"{key}={value}" for key, value in recipes[name].items()]
-        for name in names
+        name: [f"{key}={value}" for key, value in recipes.get(name, {}).items()]
+        for name in (*singles, *ensembles)
     }
 
 
@@ -183,6 +195,15 @@ def train_and_score(
         UserError: training or scoring failed; the message is theirs.
     """
     folder = options.output_dir / "runs" / run.name
+    if PLUS in run.recipe:
+        members = [
+            _video_scores(folder.with_name(run._replace(recipe=member).name))
+            for member in run.recipe.split(PLUS)
+        ]
+        return {
+            video: float(np.mean([each[video] for each in members]))
+            for video in members[0]
+        }
     log = folder / "log.txt"
     folder.mkdir(parents=True, exist_ok=True)
     every = [*options.set, *settings]
@@ -208,11 +229,22 @@ def train_and_score(
         *common,
     ]
     _run_module(score, log)
-    faces = read_faces(folder / "faces.csv")
     # only the last epoch is scored; the others would fill the disk
     for path in (folder / "weights").iterdir():
         if path.name != f"{name}_{config.epochs - 1}":
             path.unlink()
+    return _video_scores(folder)
+
+
+def _video_scores(folder: Path) -> dict[str, float]:
+    """The mean over a video's crops, of a run that is finished."""
+    try:
+        faces = read_faces(folder / "faces.csv")
+    except UserError as error:
+        raise UserError(
+            f"{error}; its row is in results.csv, but an ensemble needs its scores: "
+            "remove its rows to train it again"
+        ) from error
     return {
         video: float(np.mean([*frame_scores(frames).values()]))
         for video, frames in faces.items()
@@ -304,7 +336,6 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 def write_tables(results: Sequence[Result], folder: Path) -> str:
     """Write table.txt and table.png. Returns the text."""
     rows = summarise(results)
-    names = [name for name in rows[0] if name not in ("recipe", "seeds")]
     names = sorted({name for row in rows for name in row} - {"recipe", "seeds"})
     names = [name for name in names if name not in ("unseen", "seen")] + [
         "unseen",
@@ -395,7 +426,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         minutes = (time.perf_counter() - start) / 60
         print(f"{number}/{len(todo)} {run.name}: {aucs}; {minutes:.1f} min", flush=True)
-        if not options.keep_weights:
+        if not options.keep_weights and PLUS not in run.recipe:
             shutil.rmtree(options.output_dir / "runs" / run.name / "weights")
     wanted = [result for result in results if result.run in {*runs}]
     print(write_tables(wanted, options.output_dir), end="")
@@ -413,6 +444,8 @@ def _print_cost(
         return
     seconds = 0.0
     for recipe, settings in recipes.items():
+        if PLUS in recipe:
+            continue
         config = load_config(options.config, [*options.set, *settings])
         count = sum(run.recipe == recipe for run in todo)
         images = config.epochs * config.batches_per_epoch * config.batch_size

@@ -19,6 +19,7 @@ Method: `evaluation.metrics`.
 import argparse
 import json
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -266,7 +267,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         if path.suffix.lower() not in (".csv", ".npz"):
             raise UserError(f"--export {path}: give a name that ends in .csv or .npz")
     outputs = [*options.export, *filter(None, (options.json, options.plot))]
-    inputs = [options.submission, options.labels, *(options.against or ())]
+    inputs = [options.submission, options.labels, *chain(*options.against)]
     taken = [path.resolve() for path in inputs]
     for path in outputs:
         if path.resolve() in taken:
@@ -341,6 +342,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--against",
         nargs=2,
+        action="append",
+        default=[],
         type=Path,
         metavar=("SUBMISSION", "LABELS"),
         help="of another data set: print Cross-AUC, the real videos of one set against "
@@ -413,16 +416,14 @@ def main(argv: list[str] | None = None) -> int:
             )
             for value, names in group_names(labels, values).items()
         }
-    if options.against:
-        other_labels = _read_wanted_labels(options.against[1], options.split)
-        other = Predictions(
-            options.against[0], other_labels, options.rule, bool(options.split)
-        )
+    for submission, labels_file in options.against:
+        other_labels = _read_wanted_labels(labels_file, options.split)
+        other = Predictions(submission, other_labels, options.rule, bool(options.split))
         crossed = cross_auc((predictions.main, labels), (other.main, other_labels))
-        print(f"Cross-AUC, 1: {options.submission}, 2: {options.against[0]}")
+        print(f"Cross-AUC, 1: {options.submission}, 2: {submission}")
         for name, value in crossed.items():
             print(f"  {name}: {value:.4f}")
-        results["cross AUC"] = {
+        results.setdefault("cross AUC", {})[str(submission)] = {
             name: json_number(each) for name, each in crossed.items()
         }
     for path in options.export:

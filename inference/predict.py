@@ -17,6 +17,7 @@ Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolut
 import argparse
 import csv
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from runtime.executor import (
     executor_options,
     map_items,
 )
-from runtime.files import file_size, read_csv_rows
+from runtime.files import file_size, list_names, read_csv_rows
 from runtime.workers import GIB
 
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
@@ -85,6 +86,7 @@ def _read_list(test_dir: Path, listed: Path) -> TestVideos:
     paths: dict[str, Path] = {}
     missing: dict[str, str] = {}
     order: dict[Path, str] = {}
+    similar = _SimilarNames()
     for row in rows:
         name, reason = row[column], ""
         try:
@@ -98,11 +100,43 @@ def _read_list(test_dir: Path, listed: Path) -> TestVideos:
             )
             continue
         order[path] = name
+        if not reason and not path.is_file():
+            path = similar.find(path) or path
         if not reason and path.is_file():
             paths[name] = path
         else:
             missing[name] = reason or f"listed, but {path} is no file"
     return TestVideos(paths, missing, [*order.values()], {})
+
+
+class _SimilarNames:
+    """Finds files whose names differ by the ending, its case or blanks around."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, dict[str, list[Path]]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """The only video of this name, without an ending too; None if there is none."""
+        if path.parent not in self._folders:
+            found: dict[str, list[Path]] = defaultdict(list)
+            for name in _safe_names(path.parent):
+                each = path.parent / name
+                if each.suffix.strip().lower() in SUFFIXES:
+                    full = name.strip()
+                    for key in {full.lower(), Path(full).stem}:
+                        found[key].append(each)
+            self._folders[path.parent] = found
+        name = path.name.strip()
+        names = self._folders[path.parent]
+        matches = names.get(name.lower()) or names.get(name) or []
+        return matches[0] if len(matches) == 1 else None
+
+
+def _safe_names(folder: Path) -> set[str]:
+    try:
+        return list_names(folder)
+    except OSError:
+        return set()
 
 
 def _list_rows(listed: Path) -> tuple[str, list[dict[str, str]]]:

@@ -116,6 +116,11 @@ def _fit_size(
             f"{video.path}: {sizes[0]}, another shape than its original "
             f"{video.original} with {sizes[1]}: its boxes do not fit"
         )
+    if _content_difference(video, boxes, scaled) > MAX_CONTENT_DIFFERENCE:
+        raise UserError(
+            f"{video.path}: {sizes[0]}, and not what its original {video.original} "
+            f"with {sizes[1]} shows at that size: its boxes do not fit"
+        )
     note = f"{sizes[0]}, scaled to the {sizes[1]} of its original {video.original}"
     return scaled, [note]
 

@@ -29,12 +29,15 @@ from runtime.cli import UserError
 SKIPPABLE_CODECS = ("h264", "hevc")
 DEMUXERS = "mov,matroska,avi"  # FFmpeg's names for those of the formats above
 MAX_PIXELS = 2**26  # per frame: twice the pixels of 8K
-SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp")
+SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp", ".3g2", ".qt")
 # videos that are not opened, told by their endings
 OTHER_SUFFIXES = (
     *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".flv", ".f4v", ".wmv", ".asf"),
     *(".gif", ".ogv", ".rm", ".rmvb", ".mxf", ".divx", ".h264", ".264", ".265"),
+    *(".hevc", ".h265", ".m1v", ".m2v", ".mpe", ".m2p", ".y4m", ".dv", ".ivf", ".ogm"),
+    *(".wtv", ".amv"),
 )
+UNFINISHED_SUFFIXES = (".part", ".crdownload", ".download", ".zip", ".tmp")
 # Of every x264 encoder here, so that it writes the same bytes at each run and on every
 # processor with AVX2: x264's AVX-512 code, in PyAV 17, gives others from run to run.
 X264_OPTIONS = {"threads": "1"}
@@ -94,6 +97,10 @@ def sort_files(paths: Iterable[Path]) -> tuple[list[Path], dict[str, list[Path]]
             unused["macOS metadata, not videos"].append(path)
         elif suffix in SUFFIXES:
             videos.append(path)
+        elif (
+            suffix in UNFINISHED_SUFFIXES and Path(path.stem).suffix.lower() in SUFFIXES
+        ):
+            unused["not complete or not unpacked"].append(path)
         elif suffix in OTHER_SUFFIXES:
             unused["not read: convert them to .mp4"].append(path)
         elif path.is_dir() and not path.name.startswith("."):
@@ -199,10 +206,16 @@ def read_frames(
         if num_read == len(numbers):
             return
     last = numbers[num_read - 1] if num_read else -1
+    numbers_by_time: dict[int | None, int] = {
+        time: number for number, time in enumerate(info.timestamps)
+    }
     with open_video(path) as container:
         stream, _ = choose_stream(path, container)
         try:
-            for number, frame in enumerate(decode(container, stream)):
+            for place, frame in enumerate(decode(container, stream)):
+                # frames that cannot be decoded, as those before the first key frame,
+                # must not change the numbers of the others
+                number = numbers_by_time.get(frame.pts, place)
                 if number in wanted and number > last:
                     yield number, frame_to_rgb(frame)
                 if number >= indices[-1]:
@@ -231,6 +244,8 @@ def choose_stream(
     ]
     if not streams:
         raise VideoError(f"{path}: holds no video stream")
+    known = [stream for stream in streams if stream.codec_context is not None]
+    streams = known or streams
     notes = []
     if len(streams) > 1:
         counts: Counter[int] = Counter()
@@ -239,7 +254,10 @@ def choose_stream(
                 counts[packet.stream.index] += bool(packet.size)
         except av.FFmpegError:
             pass  # what was read until there decides
-        container.seek(0)
+        try:
+            container.seek(0)
+        except av.FFmpegError as error:
+            raise VideoError(f"{path}: cannot be read ({_reason(error)})") from error
         films = [stream for stream in streams if counts[stream.index] > 1] or streams
         defaults = [stream for stream in films if stream.disposition & DEFAULT]
         chosen = (defaults or films)[0]
@@ -362,10 +380,15 @@ def _other_container(path: Path) -> str:
         )
     if not name:
         return ""
-    target = shlex.quote(f"{Path(path).stem}_converted.mp4")
+    # MP4 takes the codecs of these two as they are
+    copy = "-c copy " if name.startswith("MPEG") else ""
+    # ./ before a name that begins with a dash, which would be an option
+    source, target = (
+        shlex.quote(f"./{each}" if each.startswith("-") else each)
+        for each in (str(path), f"{Path(path).stem}_converted.mp4")
+    )
     return (
-        f"is {name}, which is not opened; convert it: ffmpeg -i "
-        f"{shlex.quote(str(path))} -c copy {target}"
+        f"is {name}, which is not opened; convert it: ffmpeg -i {source} {copy}{target}"
     )
 
 

@@ -134,6 +134,7 @@ def _read_text(path: Path) -> str:
             text = content.decode("utf-8-sig", errors="surrogateescape")
     except UnicodeDecodeError as error:
         raise _not_csv(path) from error
+    text = text.rstrip("\x1a")  # DOS's end of a file
     if "\0" in text:
         raise _not_csv(path)
     return text
@@ -250,7 +251,9 @@ def atomic_folder(folder: Path, skipped: Sequence[str] = ()) -> Iterator[Path]:
             yield temporary
             if skipped:
                 text = "\n".join(skipped)
-                (temporary / SKIPPED_FILE).write_text(text, encoding="utf-8")
+                # names in it may be no UTF-8, see `open_csv`
+                data = text.encode("utf-8", "surrogateescape")
+                (temporary / SKIPPED_FILE).write_bytes(data)
             temporary.rename(folder)
         except BaseException:
             remove_partial(folder)
@@ -260,7 +263,8 @@ def atomic_folder(folder: Path, skipped: Sequence[str] = ()) -> Iterator[Path]:
 def skip_reasons(folder: Path) -> list[str]:
     """The reasons that `atomic_folder` stored; an empty list for a file."""
     try:
-        return (folder / SKIPPED_FILE).read_text(encoding="utf-8").split("\n")
+        data = (folder / SKIPPED_FILE).read_bytes()
+        return data.decode("utf-8", "surrogateescape").split("\n")
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -13,6 +13,7 @@ from evaluation import disguise, robustness, score
 from evaluation.perturbations import PERTURBATIONS
 from inference import predict
 from runtime.cli import make_parser, positive_int
+from runtime.files import atomic_folder, skip_reasons
 from training import train
 
 ROOT = Path(__file__).parents[1]
@@ -135,3 +136,20 @@ def test_any_name_can_be_printed(tmp_path, environment, ending):
     assert b"Traceback" not in done.stderr
     if done.returncode:
         assert done.stderr.startswith(rb"error: caf\udce9.mp4 ")
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1.5", "four", "cuda:0", ""])
+def test_train_sh_wants_a_number_of_gpus(tmp_path, count):
+    script = ROOT / "train.sh"
+    command = ["bash", str(script), str(tmp_path), count]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2 and not found.stdout
+    assert found.stderr.startswith(f"error: NUM_GPUS is '{count}'")
+    assert found.stderr.count("\n") == 1
+
+
+def test_reasons_with_names_that_are_no_utf8(tmp_path):
+    reason = "its original m\udcfcller is not there"
+    with atomic_folder(tmp_path / "out", [reason]):
+        pass
+    assert skip_reasons(tmp_path / "out") == [reason]

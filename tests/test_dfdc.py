@@ -135,3 +135,35 @@ def test_archives_that_were_unpacked_into_folders_of_their_own(tmp_path, outer):
     assert not dataset.skipped
     fake = dataset.videos[1]
     assert fake.original_path == tmp_path / outer / "dfdc_train_part_7" / "a.mp4"
+
+
+def test_what_lies_beside_the_parts_is_named(tmp_path):
+    write_part(tmp_path, 0, GOOD)
+    for name in (
+        "loose.mp4",
+        "x.mp4.crdownload",
+        "dfdc_train_part_07.zip",
+        "notes.txt",
+    ):
+        (tmp_path / name).write_text("x")
+    for name in ("dfdc_train_part_3 (1)", "DFDC_TRAIN_PART_4", "crops", "other"):
+        (tmp_path / name).mkdir()
+    reasons = [item.reason for item in read_dataset(tmp_path).skipped]
+    expected = """1 not used (dfdc_train_part_07.zip): not unpacked (preprocessing.\
+00_unpack_archives)
+1 not used (loose.mp4): in no dfdc_train_part_N
+1 not used (x.mp4.crdownload): not complete or not unpacked
+2 not used (DFDC_TRAIN_PART_4, dfdc_train_part_3 (1)): not read: rename them to \
+dfdc_train_part_N"""
+    assert sorted(reasons) == expected.split("\n")
+
+
+def test_metadata_as_notepad_saves_it_and_labels_in_any_case(tmp_path):
+    write_part(tmp_path, 0, {"a.mp4": {"label": "Real"}, **fake_of("a.mp4")})
+    path = tmp_path / "dfdc_train_part_0" / "metadata.json"
+    text = path.read_text().replace("FAKE", "fake")
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_text(text, encoding=encoding)
+        dataset = read_dataset(tmp_path)
+        assert [video.is_fake for video in dataset.videos] == [False, True]
+        assert not dataset.skipped

@@ -132,3 +132,25 @@ def test_frames_that_are_missing_at_the_end_are_no_fault(pair, left, note):
     assert len(list((root / "crops" / "fake").glob("*.png"))) == -(-left // 10)
     said = f"{left} frames, its original real has 24; they show the same moments"
     assert any(said in reason for reason in reasons) == note
+
+
+@pytest.mark.parametrize("change", ["middle enlarged", "padded"])
+def test_another_size_that_is_more_than_scaled_is_skipped(pair, change):
+    root, path, frames = pair
+    height, width = frames[0].shape[:2]
+    if change == "padded":
+        changed = [
+            cv2.copyMakeBorder(each, 60, 60, 80, 80, cv2.BORDER_CONSTANT)
+            for each in frames
+        ]
+        size = (width + 160) // 2 * 2, round((width + 160) * height / width / 2) * 2
+        changed = [cv2.resize(each, size) for each in changed]
+    else:
+        inner = np.s_[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
+        changed = [np.ascontiguousarray(each[inner]) for each in frames]
+        changed = [each[: height // 4 * 2, : width // 4 * 2] for each in changed]
+    write_video(path, changed, crf="10")
+    status, reasons = run(root)
+    assert status == 0 and len(reasons) == 1
+    assert "its boxes do not fit" in reasons[0]
+    assert not (root / "crops" / "fake").exists()

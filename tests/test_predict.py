@@ -483,3 +483,19 @@ def test_a_list_that_is_none(videos, checkpoints, tmp_path, text, words):
         (tmp_path / "list.csv").write_text(text)
     with pytest.raises(UserError, match=words):
         run(videos, tmp_path / "s.csv", checkpoints, "--list", tmp_path / "list.csv")
+
+
+def test_names_in_a_list_that_differ_a_little(videos, checkpoints, tmp_path):
+    """Without ending, another case of the ending, blanks; not where two would fit."""
+    root = tmp_path / "test"
+    root.mkdir()
+    for name in ("one.mp4", "two.MP4", "three.mp4", "three.mov"):
+        shutil.copy(videos / "no face.mp4", root / name)
+    listed = tmp_path / "l.csv"
+    listed.write_text('filename\none\ntwo.mp4\n"one.mov "\nthree\n')
+    assert run(root, tmp_path / "s.csv", checkpoints, "--list", listed) == 0
+    reasons = {
+        row["filename"]: row["reason"] for row in read_rows(tmp_path / "s.report.csv")
+    }
+    assert reasons["one"] == reasons["two.mp4"] == "no face found in 5 frames"
+    assert "is no file" in reasons["three"] and "is no file" in reasons["one.mov "]

@@ -639,10 +639,33 @@ def test_the_study_trains_and_scores(study_data, tmp_path, capsys):
         )
 
 
+def test_an_ensemble_is_the_mean_of_its_members(tmp_path):
+    import argparse
+
+    header = "video,frame,time,x1,y1,x2,y2,model,probability\n"
+    for recipe, scores in (("a", (0.2, 0.4, 0.9)), ("b", (0.6, 0.8, 0.1))):
+        folder = tmp_path / "runs" / f"{recipe}_swap_1"
+        folder.mkdir(parents=True)
+        rows = zip(("v", "v", "w"), (0, 1, 0), scores)
+        text = "".join(f"{v},{f},,0,0,1,1,m,{p}\n" for v, f, p in rows)
+        (folder / "faces.csv").write_text(header + text)
+    options = argparse.Namespace(output_dir=tmp_path)
+    run = study.Run("a+b", "swap", 1)
+    found = study.train_and_score(run, [], tmp_path, "val", options)
+    assert found == pytest.approx({"v": 0.5, "w": 0.5})
+    (folder / "faces.csv").unlink()
+    with pytest.raises(UserError, match="an ensemble needs its scores"):
+        study.train_and_score(run, [], tmp_path, "val", options)
+
+
 def test_mistakes_in_recipes(tmp_path):
     (tmp_path / "r.yaml").write_text("plain: {}\n")
     with pytest.raises(UserError, match="has no recipe x; it has plain"):
         study.read_recipes(tmp_path / "r.yaml", ["x"])
+    with pytest.raises(UserError, match="an ensemble has plain; give that recipe too"):
+        study.read_recipes(tmp_path / "r.yaml", ["plain+plain"])
+    recipes = study.read_recipes(tmp_path / "r.yaml", ["plain+plain", "plain"])
+    assert list(recipes) == ["plain", "plain+plain"]
     (tmp_path / "r.yaml").write_text("plain: [a]\n")
     with pytest.raises(UserError, match="must hold recipes"):
         study.read_recipes(tmp_path / "r.yaml", ["plain"])

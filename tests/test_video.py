@@ -270,3 +270,29 @@ def test_pixels_that_are_not_square_are_said(tmp_path):
     path = write_video(tmp_path / "a.mkv", random_frames(3), aspect=Fraction(4, 3))
     (note,) = probe(path).notes
     assert note.startswith("pixels are not square (4:3)")
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_file_of_two_films_that_is_cut_anywhere_is_no_traceback(tmp_path, name):
+    """Without a packet before the cut the container cannot be rewound."""
+    path = write_streams(tmp_path / name, [FILM, random_frames(40)])
+    data = path.read_bytes()
+    for length in range(100, len(data), len(data) // 60):
+        path.write_bytes(data[:length])
+        try:
+            probe(path)
+        except VideoError:
+            pass
+
+
+def test_lost_packets_do_not_change_the_numbers_of_others(tmp_path):
+    """Frames 0 to 19 cannot be decoded: the first group's key frame is lost."""
+    whole = write_video(tmp_path / "a.mp4", random_frames(60), bf="0", g="20")
+    cut = remux(whole, tmp_path / "b.mkv", keep=lambda number: number >= 5)
+    info = probe(cut)
+    expected = dict(read_frames(whole, range(60)))
+    found = dict(read_frames(cut, range(55), info))
+    assert len(found) == 40 and min(found) == 15
+    for number, frame in found.items():
+        np.testing.assert_array_equal(frame, expected[number + 5])
+        assert info.time(number) == pytest.approx(number / 25, abs=2e-3)

@@ -173,10 +173,13 @@ def _own_device(name: str, size: int, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+MAX_NUMBER = 10**6  # of processes; larger ones overflow PyTorch's integers
+
+
 def _number_from_environment(name: str, default: int, minimum: int) -> int:
     text = os.environ.get(name, str(default))
     # isdecimal is true of other scripts' digits too, which int() reads as well
-    if not text.isdecimal() or int(text) < minimum:
+    if not text.isdecimal() or not minimum <= int(text) <= MAX_NUMBER:
         raise UserError(
             f"{name} is {text!r} in the environment, not a number of at least "
             f"{minimum}; {_unset([name])}"

@@ -18,6 +18,7 @@ from preprocessing.video import describe_unused, sort_files
 from runtime.cli import UserError
 
 PART_FOLDER = re.compile(r"dfdc_train_part_(\d+)$")
+OUTPUTS = ("boxes", "crops", "landmarks", "diffs", "shards")
 LAYOUT = "dfdc_train_part_N/{metadata.json, *.mp4}"
 PARTS_PER_FOLD = 3  # 50 parts // 16 folds; the remaining parts go to the last fold
 
@@ -64,6 +65,7 @@ def read_dataset(root: Path) -> Dataset:
                 skipped.append(item)
             else:
                 videos[item.name] = item
+    skipped += _unused_at_the_top(root)
     skipped += _remove_fakes_without_original(videos, root)
     for name, video in videos.items():
         if video.is_fake:
@@ -97,6 +99,23 @@ def _find_parts(root: Path) -> list[tuple[int, Path]]:
     return sorted(parts)
 
 
+def _unused_at_the_top(root: Path) -> Iterable[Unused]:
+    """What lies beside the parts and looks as if it were one, or belonged to one."""
+    others = [path for path in sorted(root.iterdir()) if path.name not in OUTPUTS]
+    videos, unused = sort_files(path for path in others if path.is_file())
+    if videos:
+        unused = {"in no dfdc_train_part_N": videos, **unused}
+    near = [path for path in others if "dfdc_train_part" in path.name.lower()]
+    archives = [path for path in near if path.suffix.lower() == ".zip"]
+    if archives:
+        unused["not unpacked (preprocessing.00_unpack_archives)"] = archives
+    odd = [path for path in near if path.is_dir() and not PART_FOLDER.search(path.name)]
+    if odd:
+        unused["not read: rename them to dfdc_train_part_N"] = odd
+    for reason, paths in unused.items():
+        yield Unused(str(root), describe_unused(reason, paths))
+
+
 def read_metadata(path: Path) -> dict[str, dict]:
     """Read a metadata.json without interpreting its entries.
 
@@ -104,8 +123,8 @@ def read_metadata(path: Path) -> dict[str, dict]:
         UserError: the file cannot be read or is not a JSON object of objects.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        entries = json.loads(text, object_pairs_hook=_unique_keys)
+        # bytes: json finds UTF-8 and UTF-16, with or without a mark
+        entries = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); download or unpack it again"
@@ -161,7 +180,7 @@ def _read_entry(
                 metadata,
                 f"{text!r} is not a plain file name; correct the entry {name!r}",
             )
-    if not isinstance(label, str) or label not in LABELS:
+    if not isinstance(label, str) or label.upper() not in LABELS:
         return Skipped(
             metadata,
             f"the entry {name!r} has the label {label!r}; it must be REAL or FAKE",
@@ -172,7 +191,7 @@ def _read_entry(
             "listed in metadata.json, but there is no such file; "
             "unpack this part again",
         )
-    is_fake = LABELS[label]
+    is_fake = LABELS[label.upper()]
     stem = Path(name).stem
     return Video(
         path=folder / name,
