@@ -196,3 +196,41 @@ def test_the_same_seed_gives_the_same_bytes(crop):
             codec.compress(crop, np.random.default_rng(seed)) for _ in range(2)
         )
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_affine_map_by_hand():
+    """Two times as large, a quarter turn, shifted."""
+    source = np.array([(0, 0), (1, 0), (0, 1), (2, 3), (5, 1)], float)
+    target = np.stack([7 - 2 * source[:, 1], 2 * source[:, 0] - 1], axis=1)
+    matrix = self_blend.fit_affine(source, target)
+    np.testing.assert_allclose(matrix, [[0, -2, 7], [2, 0, -1]], atol=1e-5)
+
+
+def test_colours_are_matched_by_hand():
+    face = np.array([[[10, 0, 0], [30, 0, 0]]], np.uint8)
+    image = np.array([[[100, 50, 0], [180, 50, 0]]], np.uint8)
+    inside = np.ones((1, 2), bool)
+    full = self_blend.match_colours(face, image, inside, 1.0)
+    assert full[0, :, 0].tolist() == [100, 180] and full[0, 0, 1] == 50
+    half = self_blend.match_colours(face, image, inside, 0.5)
+    assert half[0, :, 0].tolist() == [55, 105]
+
+
+def test_a_swap_puts_the_donors_features_in_place(crop):
+    """A donor with a mark at its nose: the mark is at the crop's nose."""
+    donor = cv2.resize(crop[:, ::-1], (300, 320))
+    places = LANDMARKS.astype(float) * (300 / 200, 320 / 240)
+    places[:, 0] = 299 - places[:, 0]
+    places = places[[1, 0, 2, 4, 3]]  # mirrored: the viewer's left stays left
+    x, y = places[2].astype(int)
+    donor[y - 9 : y + 9, x - 9 : x + 9] = (255, 0, 255)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        swapped, mask = self_blend.swap_blend(crop, LANDMARKS, donor, places, rng)
+        np.testing.assert_array_equal(swapped[mask == 0], crop[mask == 0])
+        change = swapped.astype(int) - crop
+        magenta = change[..., 0] + change[..., 2] - 2 * change[..., 1]
+        y, x = np.unravel_index(
+            cv2.blur(magenta.astype(float), (9, 9)).argmax(), mask.shape
+        )
+        assert np.hypot(x - LANDMARKS[2, 0], y - LANDMARKS[2, 1]) < 12
