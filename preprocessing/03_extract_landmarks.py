@@ -11,7 +11,8 @@ Writes DATA/landmarks/{video}/{frame}_{actor}.npy: int16 (5, 2), x and y in crop
        DATA/landmarks68/…, int16 (68, 2), by dlib (`preprocessing.landmarks68`)
 Method: the winner's: MTCNN with thresholds 0.65/0.75/0.75 on the whole crop, the
        largest face, rounded. A fake uses its original's landmarks, because its crops
-       come from the same boxes.
+       come from the same boxes. Crops that exist already may be tight, which misleads
+       the detectors by a tenth of the face, so their borders are repeated outwards.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from runtime.device import add_device_option
 from runtime.files import atomic_folder
 
 BATCH_SIZE = 16  # crops in memory at a time
+BORDER_PARTS = 3  # n: 1/n of the sides around a crop that exists already
 
 
 def extract_landmarks(video: Video, root: Path, device: str) -> None:
@@ -44,11 +46,12 @@ def extract_landmarks(video: Video, root: Path, device: str) -> None:
         paths = video.crops or sorted(crops_dir(root, video.name).glob("*.png"))
         for start in range(0, len(paths), BATCH_SIZE):
             batch = paths[start : start + BATCH_SIZE]
-            detections = detector([read_image(path) for path in batch])
-            for path, faces in zip(batch, detections):
+            images, borders = zip(*(_read_crop(video, path) for path in batch))
+            detections = detector(list(images))
+            for path, faces, border in zip(batch, detections, borders):
                 if len(faces):
-                    landmarks = np.around(faces.landmarks[0]).astype(np.int16)
-                    write_array(folder / f"{path.stem}.npy", landmarks)
+                    landmarks = np.around(faces.landmarks[0] - border)
+                    write_array(folder / f"{path.stem}.npy", landmarks.astype(np.int16))
 
 
 def extract_landmarks_68(video: Video, root: Path) -> None:
@@ -59,9 +62,21 @@ def extract_landmarks_68(video: Video, root: Path) -> None:
     """
     with atomic_folder(landmarks_dir(root, video.name, COUNT)) as folder:
         for path in video.crops or sorted(crops_dir(root, video.name).glob("*.png")):
-            landmarks = detect_landmarks(read_image(path))
+            image, border = _read_crop(video, path)
+            landmarks = detect_landmarks(image)
             if landmarks is not None:
-                write_array(folder / f"{path.stem}.npy", landmarks)
+                shifted = (landmarks - border).astype(np.int16)
+                write_array(folder / f"{path.stem}.npy", shifted)
+
+
+def _read_crop(video: Video, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """A crop to search, and the width of its repeated borders, left and top."""
+    image = read_image(path)
+    if not video.crops:
+        return image, (0, 0)
+    y, x = (side // BORDER_PARTS for side in image.shape[:2])
+    padded = np.pad(image, ((y, y), (x, x), (0, 0)), "edge")
+    return padded, (x, y)
 
 
 def add_landmarks_option(parser: argparse.ArgumentParser) -> None:
