@@ -341,13 +341,16 @@ class TrainingCrops(Dataset):
 
         Without landmarks of both faces a swap is a self-blend.
         """
+        outline = sample.outline_landmarks()
         if landmarks is not None and rng.random() < self.config.swap_blended:
             reals = np.flatnonzero(self.crops["label"] == 0)
             donor = Sample(self.crops, int(reals[rng.integers(len(reals))]))
             donor_landmarks = donor.landmarks()
             if donor_landmarks is not None:
-                return swap_blend(image, landmarks, donor.image(), donor_landmarks, rng)
-        return self_blend(image, sample.outline_landmarks(), rng)
+                return swap_blend(
+                    image, landmarks, donor.image(), donor_landmarks, rng, outline
+                )
+        return self_blend(image, outline, rng)
 
     def _mix_with_original(
         self, row: int, image: np.ndarray, rng: np.random.Generator

@@ -65,6 +65,7 @@ def swap_blend(
     donor: np.ndarray,
     donor_landmarks: np.ndarray,
     rng: np.random.Generator,
+    outline: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Blend another person's face into a real crop: a face swap without learning.
 
@@ -78,6 +79,7 @@ def swap_blend(
     Args:
         image, donor: (H, W, 3) uint8 RGB, of any two sizes.
         landmarks, donor_landmarks: (5, 2), x and y in pixels.
+        outline: (68, 2) of the image, for a hull that is that of the face.
 
     Returns:
         As `self_blend`.
@@ -93,7 +95,8 @@ def swap_blend(
     face = cv2.warpAffine(
         patch, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
     )
-    mask = deform(hull_mask(image.shape, landmarks, rng), rng)
+    points = landmarks if outline is None else outline
+    mask = deform(hull_mask(image.shape, points, rng), rng)
     mask = blur_mask(mask, rng, SWAP_KERNELS)
     inside = mask > 0.5
     if inside.any():
