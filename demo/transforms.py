@@ -16,17 +16,11 @@ from runtime.cli import make_parser, run_main
 from runtime.files import save_figure
 from training import codec
 from training.cutout import half_cutout, hull_cutout, landmark_cutout
-from training.self_blend import self_blend, swap_blend
+from training.self_blend import self_blend
 
 CROP = np.s_[10:270, 118:328]  # of skimage's astronaut
 LANDMARKS = np.array([[74, 72], [116, 70], [97, 96], [80, 122], [116, 120]])
 COLUMNS = 6
-
-
-def mirrored(landmarks: np.ndarray) -> np.ndarray:
-    """Five landmarks of the mirrored crop, the viewer's left before right."""
-    width = CROP[1].stop - CROP[1].start
-    return (np.array([width - 1, 0]) + landmarks * [-1, 1])[[1, 0, 2, 4, 3]]
 
 
 def draw(crop: np.ndarray, column: int) -> dict[str, np.ndarray]:
@@ -40,9 +34,6 @@ def draw(crop: np.ndarray, column: int) -> dict[str, np.ndarray]:
         "crop": crop,
         "self-blend": blended,
         "its mask": np.repeat(diff[..., None], 3, axis=2),
-        "swap-blend, mirrored": swap_blend(
-            crop, LANDMARKS, crop[:, ::-1], mirrored(LANDMARKS), rng
-        )[0],
         "mixup of a pair": np.rint(mixed).astype(np.uint8),
         "JPEG 100-40": codec.jpeg(crop, 100 - 12 * column),
         "H.264, CRF 17-39": codec.h264(crop, 17 + 22 * column // (COLUMNS - 1)),

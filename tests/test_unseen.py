@@ -444,7 +444,6 @@ EVERYTHING = [
     "ema=0.9",
     "sam=0.05",
     "self_blended=0.5",
-    "swap_blended=0.5",
     "pair_mixup=0.5",
     "codec=0.5",
     "learning_rate=0.001",

@@ -152,13 +152,6 @@ class Config(BaseModel):
         description="fraction of the fakes that are a real crop of the same batch "
         "blended with itself",
     )
-    swap_blended: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="fraction of those blends into which another person's face is "
-        "blended, not a copy of the same",
-    )
     pair_mixup: float = Field(
         default=0.0,
         ge=0,

@@ -21,7 +21,7 @@ from training.codec import compress
 from training.config import Config
 from training.cutout import half_cutout, hull_cutout, landmark_cutout
 from training.samples import Sample
-from training.self_blend import self_blend, swap_blend
+from training.self_blend import self_blend
 
 # Crops tried for one item, the first included; if none is readable, it is an error.
 MAX_ATTEMPTS = 5
@@ -308,7 +308,7 @@ class TrainingCrops(Dataset):
         label, diff = float(self.crops["label"][row]), None
         codec_seed = extra.integers(2**63)
         if is_blend:
-            image, mask = self._blend(sample, image, landmarks, extra)
+            image, mask = self_blend(image, sample.outline_landmarks(), extra)
             label, diff = 1.0, (mask * 255).astype(np.uint8)
         elif label == 1 and extra.random() < config.pair_mixup:
             image, label = self._mix_with_original(row, image, extra)
@@ -329,28 +329,6 @@ class TrainingCrops(Dataset):
             is_fake = is_blend or bool(self.crops["label"][row])
             return half_cutout(image, diff, is_fake, rng), label
         return image, label
-
-    def _blend(
-        self,
-        sample: Sample,
-        image: np.ndarray,
-        landmarks: np.ndarray | None,
-        rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A pseudo-fake of a real crop and its mask: a self-blend or a swap.
-
-        Without landmarks of both faces a swap is a self-blend.
-        """
-        outline = sample.outline_landmarks()
-        if landmarks is not None and rng.random() < self.config.swap_blended:
-            reals = np.flatnonzero(self.crops["label"] == 0)
-            donor = Sample(self.crops, int(reals[rng.integers(len(reals))]))
-            donor_landmarks = donor.landmarks()
-            if donor_landmarks is not None:
-                return swap_blend(
-                    image, landmarks, donor.image(), donor_landmarks, rng, outline
-                )
-        return self_blend(image, outline, rng)
 
     def _mix_with_original(
         self, row: int, image: np.ndarray, rng: np.random.Generator

@@ -28,11 +28,6 @@ KERNELS = (5, 25)  # odd sizes of the Gaussian kernels
 SECOND_SIGMA = (5, 45)
 HULL_SCALES = (0.8, 1.15)  # of the outline's radius
 HULL_WAVES = 3
-# Of swaps; our own choices.
-SWAP_JITTER = 0.02  # of the eyes' distance, of each landmark
-SWAP_COLOUR = (0.4, 1.0)  # how much of the colours' difference is taken away
-SWAP_SCALES = (0.25, 1.0)  # of the donor's pixels
-SWAP_KERNELS = (3, 15)
 
 
 def self_blend(
@@ -57,73 +52,6 @@ def self_blend(
     source, mask = move(source, mask, rng)
     mask = blur_mask(deform(mask, rng), rng) * rng.choice(RATIOS)
     return blend(source, target, mask), mask
-
-
-def swap_blend(
-    image: np.ndarray,
-    landmarks: np.ndarray,
-    donor: np.ndarray,
-    donor_landmarks: np.ndarray,
-    rng: np.random.Generator,
-    outline: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Blend another person's face into a real crop: a face swap without learning.
-
-    Unlike a self-blend it changes who is seen, and leaves doubled features where the two
-    faces do not fit. The donor is moved by the affine map of its five landmarks, loses
-    pixels as a generator's output does, and takes over mean and standard deviation of
-    the crop's colours in part.
-
-    Method: after L. Li et al., "Face X-ray" (2020), with random donors.
-
-    Args:
-        image, donor: (H, W, 3) uint8 RGB, of any two sizes.
-        landmarks, donor_landmarks: (5, 2), x and y in pixels.
-        outline: (68, 2) of the image, for a hull that is that of the face.
-
-    Returns:
-        As `self_blend`.
-    """
-    height, width = image.shape[:2]
-    scale = rng.uniform(*SWAP_SCALES)
-    small = [max(8, round(side * scale)) for side in donor.shape[1::-1]]
-    patch = cv2.resize(donor, small, interpolation=cv2.INTER_AREA)
-    eyes = float(np.linalg.norm(landmarks[0].astype(float) - landmarks[1]))
-    jitter = rng.normal(0, SWAP_JITTER * eyes, landmarks.shape)
-    ratio = np.array(small) / donor.shape[1::-1]
-    matrix = fit_affine(donor_landmarks * ratio, landmarks + jitter)
-    face = cv2.warpAffine(
-        patch, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
-    )
-    points = landmarks if outline is None else outline
-    mask = deform(hull_mask(image.shape, points, rng), rng)
-    mask = blur_mask(mask, rng, SWAP_KERNELS)
-    inside = mask > 0.5
-    if inside.any():
-        face = match_colours(face, image, inside, rng.uniform(*SWAP_COLOUR))
-    return blend(face, image, mask), mask
-
-
-def fit_affine(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The least-squares affine map (2, 3) of points (K, 2) to points (K, 2)."""
-    points = np.column_stack([source, np.ones(len(source))])
-    return np.linalg.lstsq(points, target, rcond=None)[0].T.astype(np.float32)
-
-
-def match_colours(
-    face: np.ndarray, image: np.ndarray, inside: np.ndarray, strength: float
-) -> np.ndarray:
-    """Move a face's mean and standard deviation of each RGB channel to an image's.
-
-    Args:
-        inside: (H, W) bool, where both are measured.
-        strength: 0 (not at all) to 1 (completely).
-    """
-    own, other = face[inside].astype(np.float32), image[inside].astype(np.float32)
-    gain = other.std(axis=0) / np.maximum(own.std(axis=0), 1)
-    matched = (face - own.mean(axis=0)) * gain + other.mean(axis=0)
-    mixed = face + strength * (matched - face)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
 def blend(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -222,24 +150,20 @@ def _smooth_noise(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return ELASTIC_ALPHA * cv2.GaussianBlur(noise, (0, 0), ELASTIC_SIGMA)
 
 
-def blur_mask(
-    mask: np.ndarray, rng: np.random.Generator, kernels: tuple[int, int] = KERNELS
-) -> np.ndarray:
+def blur_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shrink a mask softly: blurred twice, zero below 1 after the first time."""
     height, width = mask.shape
     size = int(rng.integers(MASK_SIZES[0], MASK_SIZES[1] + 1))
     small = cv2.resize(mask, (size, size))
-    small = _blur(small, rng, 0, kernels)
+    small = _blur(small, rng, 0)
     small[small < 1] = 0
-    small = _blur(small, rng, rng.uniform(*SECOND_SIGMA), kernels)
+    small = _blur(small, rng, rng.uniform(*SECOND_SIGMA))
     return np.clip(cv2.resize(small, (width, height)), 0, 1)
 
 
-def _blur(
-    mask: np.ndarray, rng: np.random.Generator, sigma: float, kernels: tuple[int, int]
-) -> np.ndarray:
+def _blur(mask: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
     """A Gaussian of random kernel size, then divided by the maximum."""
-    low, high = kernels
+    low, high = KERNELS
     x, y = (2 * rng.integers(low // 2, high // 2 + 1, 2) + 1).tolist()
     blurred = cv2.GaussianBlur(mask, (x, y), sigma)
     highest = blurred.max()
