@@ -50,7 +50,7 @@ from training.trainer import Trainer
 HEADER = ["recipe", "left_out", "tested_on", "seed", "auc", "low", "high"]
 NONE = "none"
 PLUS = "+"
-RECIPES = Path(__file__).parent.parent / "configs" / "recipes.yaml"
+RECIPES = Path(__file__).parent / "recipes.yaml"
 TIMED_STEPS = 3
 
 
