@@ -13,13 +13,16 @@ Writes OUT/results.csv: recipe,left_out,tested_on,seed,auc,low,high: AUC over vi
        of a video's crops) of one technique against all real videos, with its 95 %
        interval over videos; OUT/table.txt and OUT/table.png, means over seeds;
        OUT/runs/{recipe}_{left_out}_{seed}/: logs, faces.csv
-Resumes: what is in results.csv is not trained again, an interrupted run goes on.
+       OUT/settings.json
+Resumes: what is in results.csv is not trained again, an interrupted run goes on; other
+       settings are refused.
 Method: training as in `training.train`, the last epoch, no choice by the score; the
        split test where there is one, else val.
 """
 
 import argparse
 import csv
+import json
 import os
 import random
 import shutil
@@ -41,7 +44,7 @@ from preprocessing.crop_table import FOLDER_COLUMN, CropTable, read_crop_table
 from preprocessing.layout import crops_dir, folds_path
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
 from runtime.device import add_device_option, pick_device
-from runtime.files import open_csv, save_figure, write_csv
+from runtime.files import atomic_file, open_csv, save_figure, write_csv
 from training.checkpoint import run_name
 from training.config import Config, load_config
 from training.distributed import World
@@ -133,6 +136,36 @@ def read_results(path: Path) -> list[Result]:
             )
             for row in csv.DictReader(file)
         ]
+
+
+def check_settings(options: argparse.Namespace, recipes: dict[str, list[str]]) -> None:
+    """Save what the results depend on; results of other settings are not mixed in.
+
+    Raises:
+        UserError: the folder was begun with other settings.
+    """
+    path = options.output_dir / "settings.json"
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    config = load_config(options.config, options.set).model_dump(mode="json")
+    study = {
+        "data_dir": str(options.data_dir.resolve()),
+        "shuffle_labels": options.shuffle_labels,
+        "fold": options.fold,
+        "config": config,
+    }
+    known = saved.get("recipes", {})
+    changed = [
+        name for name in recipes if known.get(name, recipes[name]) != recipes[name]
+    ]
+    changed += [key for key in study if saved.get(key, study[key]) != study[key]]
+    if changed:
+        raise UserError(
+            f"{options.output_dir}: was begun with another {', '.join(changed)}; use the "
+            "same settings, or give another --output-dir"
+        )
+    with atomic_file(path) as temporary:
+        text = json.dumps({**study, "recipes": {**known, **recipes}}, indent=1)
+        temporary.write_text(text + "\n")
 
 
 def shuffle_labels(crops: CropTable, source: Path, target: Path, seed: int = 0) -> None:
@@ -403,6 +436,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     path = options.output_dir / "results.csv"
     results = read_results(path)
+    check_settings(options, recipes)
     done = {result.run for result in results}
     # seeds outside: after each of them all recipes can be compared
     runs = [

@@ -586,6 +586,11 @@ def test_the_study_resumes_and_writes_its_table(
     assert f"about {5 * 6 * 125 * 32 / 10 / 3600:.1f} hours" in printed
     assert "(unseen)" in printed and "plain" in printed
     assert (tmp_path / "out" / "table.txt").read_text() in printed
+    with pytest.raises(UserError, match="was begun with another config;"):
+        study.main([*map(str, arguments), "--set", "epochs=5"])
+    recipes.write_text("plain: {}\nmore: {codec: 0.7}\nlast: {ema: 0.9}\n")
+    with pytest.raises(UserError, match="was begun with another more;"):
+        study.main([*map(str, arguments)])
     assert read_image(tmp_path / "out" / "table.png").std() > 10
 
 
