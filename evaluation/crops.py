@@ -24,7 +24,12 @@ import numpy as np
 from inference.aggregate import RULES
 from inference.ensemble import Ensemble, predict_batch
 from inference.extraction import VideoFaces
-from inference.predict import add_model_options, find_weights, published_models
+from inference.predict import (
+    add_model_options,
+    find_weights,
+    published_models,
+    weights_identity,
+)
 from inference.submission import Journal, report_path, write_faces, write_submission
 from preprocessing.crop_table import CropTable, read_crop_table
 from preprocessing.crops import read_image
@@ -109,10 +114,7 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
     ensemble = Ensemble(weights, options.device)
     identity = {
         "data_dir": str(options.data_dir.resolve()),
-        "weights": {
-            str(path): [path.stat().st_size, path.stat().st_mtime_ns]
-            for path in weights
-        },
+        "weights": weights_identity(weights),
     }
     journal = Journal(options.output, identity)
     todo = [each for each in sets if each.video not in journal.entries]

@@ -40,7 +40,7 @@ import yaml
 
 from evaluation.metrics import metrics, score_arrays
 from evaluation.tables import frame_scores, read_faces
-from preprocessing.crop_table import FOLDER_COLUMN, CropTable, read_crop_table
+from preprocessing.crop_table import FOLDER_COLUMN, read_crop_table
 from preprocessing.layout import crops_dir, folds_path
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
 from runtime.device import add_device_option, pick_device
@@ -168,7 +168,7 @@ def check_settings(options: argparse.Namespace, recipes: dict[str, list[str]]) -
         temporary.write_text(text + "\n")
 
 
-def shuffle_labels(crops: CropTable, source: Path, target: Path, seed: int = 0) -> None:
+def shuffle_labels(source: Path, target: Path, seed: int = 0) -> None:
     """Write a data folder whose videos have each other's labels and techniques.
 
     A control: nothing can be learned there. Videos of one split are shuffled among
@@ -424,7 +424,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--techniques {unknown[0]}: there are {', '.join(known)}")
     if options.shuffle_labels:
         data = options.output_dir / "shuffled"
-        shuffle_labels(crops, options.data_dir, data)
+        shuffle_labels(options.data_dir, data)
         crops = read_crop_table(data)
     scored = crops.select(crops.is_value("split", split))
     videos = {

@@ -231,7 +231,8 @@ def score_frames(
     counts = [len(frames[name]) for name in names]
     y_true = np.repeat([labels[name] for name in names], counts)
     y_score = np.array([value for name in names for value in frames[name]])
-    by_name = {name: metrics(clip)[name] for name in FRAME_METRICS}
+    every = metrics(clip)
+    by_name = {name: every[name] for name in FRAME_METRICS}
     videos = np.repeat(np.arange(len(names)), counts)
     return score_arrays(y_true, y_score, by_name, clip, resamples, videos)
 

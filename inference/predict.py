@@ -39,7 +39,7 @@ from runtime.executor import (
     executor_options,
     map_items,
 )
-from runtime.files import file_size, list_names, read_csv_rows
+from runtime.files import file_size, read_csv_rows, readable_names
 from runtime.workers import GIB
 
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
@@ -119,7 +119,7 @@ class _SimilarNames:
         """The only video of this name, without an ending too; None if there is none."""
         if path.parent not in self._folders:
             found: dict[str, list[Path]] = defaultdict(list)
-            for name in _safe_names(path.parent):
+            for name in readable_names(path.parent):
                 each = path.parent / name
                 if each.suffix.strip().lower() in SUFFIXES:
                     full = name.strip()
@@ -130,13 +130,6 @@ class _SimilarNames:
         names = self._folders[path.parent]
         matches = names.get(name.lower()) or names.get(name) or []
         return matches[0] if len(matches) == 1 else None
-
-
-def _safe_names(folder: Path) -> set[str]:
-    try:
-        return list_names(folder)
-    except OSError:
-        return set()
 
 
 def _list_rows(listed: Path) -> tuple[str, list[dict[str, str]]]:
@@ -196,6 +189,12 @@ def find_weights(weights_dir: Path, models: list[str]) -> list[Path]:
             "your own"
         )
     return paths
+
+
+def weights_identity(weights: list[Path]) -> dict[str, list[int]]:
+    """By which a journal knows its checkpoints: size and time of change by path."""
+    stats = {str(path): path.stat() for path in weights}
+    return {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()}
 
 
 def published_models() -> list[str]:
@@ -291,10 +290,9 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
 
 def _identity(options: argparse.Namespace, weights: list[Path]) -> dict:
     """What a run must have in common with an earlier one to continue it."""
-    stats = {str(path): path.stat() for path in weights}
     identity: dict[str, object] = {
         "test_dir": str(options.test_dir.resolve()),
-        "weights": {name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()},
+        "weights": weights_identity(weights),
     }
     if options.report:  # pages are written video by video, so all must be of one kind
         folder = str(options.report.resolve())

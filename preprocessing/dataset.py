@@ -7,9 +7,11 @@ import hashlib
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from preprocessing.video import describe_unused
 
 FOLDS = 16
 NO_FOLD = -1  # of test videos, and of those that a data set's split leaves out
@@ -83,6 +85,24 @@ class Dataset:
     @property
     def fakes(self) -> list[Video]:
         return [video for video in self.videos if video.is_fake]
+
+
+def note_unused(folder: Path, unused: Mapping[str, Sequence[Path]]) -> list[Unused]:
+    """A note for each reason of `preprocessing.video.sort_files`."""
+    return [
+        Unused(str(folder), describe_unused(reason, paths))
+        for reason, paths in unused.items()
+    ]
+
+
+def with_splits(
+    items: Iterable[Video | Skipped], split_of: Callable[[Video], str]
+) -> list[Video | Skipped]:
+    """The items, each video with its split."""
+    return [
+        replace(item, split=split_of(item)) if isinstance(item, Video) else item
+        for item in items
+    ]
 
 
 def parse_label(text: str) -> int:

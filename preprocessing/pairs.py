@@ -102,27 +102,25 @@ def _fit_size(
     if own == wanted:  # one of them is stored rotated
         return None, []
     sizes = [f"{width}x{height}" for width, height in (own, wanted)]
-    scaled, middle = Fit(wanted), Fit(wanted, is_middle=True)
     has_shape = _ratio(own, wanted) <= MAX_SHAPE_DIFFERENCE
+    fits = []
     if all(0 <= w - o <= MAX_BORDER for o, w in zip(own, wanted)):
-        difference = _content_difference(video, boxes, middle)
-        if difference <= MAX_CONTENT_DIFFERENCE and not (
-            has_shape and _content_difference(video, boxes, scaled) < difference
-        ):
-            note = f"{sizes[0]}, the middle of the {sizes[1]} of its original"
-            return middle, [f"{note} {video.original}"]
-    if not has_shape:
-        raise UserError(
-            f"{video.path}: {sizes[0]}, another shape than its original "
-            f"{video.original} with {sizes[1]}: its boxes do not fit"
+        fits.append(Fit(wanted, is_middle=True))
+    if has_shape:
+        fits.append(Fit(wanted))
+    differences = {fit: _content_difference(video, boxes, fit) for fit in fits}
+    best = min(fits, key=lambda fit: differences[fit], default=None)
+    if best is None or differences[best] > MAX_CONTENT_DIFFERENCE:
+        why = (
+            f"and not what its original {video.original} with {sizes[1]} shows at that "
+            "size"
+            if has_shape
+            else f"another shape than its original {video.original} with {sizes[1]}"
         )
-    if _content_difference(video, boxes, scaled) > MAX_CONTENT_DIFFERENCE:
-        raise UserError(
-            f"{video.path}: {sizes[0]}, and not what its original {video.original} "
-            f"with {sizes[1]} shows at that size: its boxes do not fit"
-        )
-    note = f"{sizes[0]}, scaled to the {sizes[1]} of its original {video.original}"
-    return scaled, [note]
+        raise UserError(f"{video.path}: {sizes[0]}, {why}: its boxes do not fit")
+    how = "the middle of" if best.is_middle else "scaled to"
+    note = f"{sizes[0]}, {how} the {sizes[1]} of its original {video.original}"
+    return best, [note]
 
 
 def _ratio(one: Size, other: Size) -> float:

@@ -62,6 +62,14 @@ def list_names(folder: Path) -> set[str]:
         return set()
 
 
+def readable_names(folder: Path) -> set[str]:
+    """`list_names`; an empty set also where the folder cannot be read or is a file."""
+    try:
+        return list_names(folder)
+    except OSError:
+        return set()
+
+
 def open_csv(path: Path, mode: Literal["r", "w"] = "r") -> TextIO:
     """Open a CSV file as UTF-8.
 

@@ -596,7 +596,7 @@ def test_the_study_resumes_and_writes_its_table(
 
 def test_shuffled_labels_are_a_permutation_of_videos(study_data, tmp_path):
     table = read_crop_table(study_data)
-    study.shuffle_labels(table, study_data, tmp_path / "shuffled")
+    study.shuffle_labels(study_data, tmp_path / "shuffled")
     shuffled = read_crop_table(tmp_path / "shuffled")
 
     def marks(table, mask):

@@ -14,11 +14,18 @@ Source: Y. Li et al., "Celeb-DF" (2020), github.com/yuezunli/celeb-deepfakeforen
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-from preprocessing.dataset import Dataset, Skipped, Unused, Video, make_dataset
-from preprocessing.video import describe_unused, sort_files
+from preprocessing.dataset import (
+    Dataset,
+    Skipped,
+    Unused,
+    Video,
+    make_dataset,
+    note_unused,
+    with_splits,
+)
+from preprocessing.video import sort_files
 from runtime.cli import UserError
 
 LAYOUT = "{Celeb-real, YouTube-real, Celeb-synthesis}/*.mp4"
@@ -42,20 +49,16 @@ def read_dataset(root: Path) -> Dataset:
     videos = [item for item in items if isinstance(item, Video)]
     listed, notes = _read_list(root, videos)
     if listed is not None:
-        items = [
-            replace(item, split="test" if item.path in listed else "train")
-            if isinstance(item, Video)
-            else item
-            for item in items
-        ]
+        items = with_splits(
+            items, lambda video: "test" if video.path in listed else "train"
+        )
     return make_dataset(root, [*items, *notes])
 
 
 def _read_folder(folder: Path, is_fake: bool) -> Iterator[Video | Skipped]:
     """All videos below one of the three folders; a fake's last folder is its method."""
     videos, unused = sort_files(path for path in folder.rglob("*") if path.is_file())
-    for reason, paths in unused.items():
-        yield Unused(str(folder), describe_unused(reason, paths))
+    yield from note_unused(folder, unused)
     for path in videos:
         kinds = [
             part for part in path.relative_to(folder).parts[:-1] if part != "videos"

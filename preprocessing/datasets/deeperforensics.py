@@ -15,7 +15,6 @@ Source: L. Jiang et al., "DeeperForensics-1.0" (2020),
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from preprocessing.dataset import (
@@ -26,8 +25,10 @@ from preprocessing.dataset import (
     Video,
     draw_splits,
     make_dataset,
+    note_unused,
+    with_splits,
 )
-from preprocessing.video import describe_unused, sort_files
+from preprocessing.video import sort_files
 from runtime.cli import UserError
 
 LAYOUT = "source_videos/, manipulated_videos/KIND/*.mp4, lists/splits/*.txt"
@@ -57,7 +58,7 @@ def read_dataset(root: Path) -> Dataset:
             fakes = [path for path in folder.rglob("*") if path.is_file()]
             items += _read_videos(folder, fakes, technique=folder.name)
     videos = [item for item in items if isinstance(item, Video)]
-    splits, notes = _read_splits(root, {f"{video.path.name}" for video in videos})
+    splits, notes = _read_splits(root, {video.path.name for video in videos})
     if splits:
         target_splits = {
             name.partition("_")[0]: split for name, split in splits.items()
@@ -65,12 +66,10 @@ def read_dataset(root: Path) -> Dataset:
         sources = [video for video in videos if root / SOURCES in video.path.parents]
         drawn = draw_splits({video.name: _actor(root, video) for video in sources})
         known = drawn | target_splits
-        items = [
-            replace(item, split=splits.get(item.path.name) or known.get(item.name, ""))
-            if isinstance(item, Video)
-            else item
-            for item in items
-        ]
+        items = with_splits(
+            items,
+            lambda video: splits.get(video.path.name) or known.get(video.name, ""),
+        )
     return make_dataset(root, [*items, *notes])
 
 
@@ -82,8 +81,7 @@ def _read_videos(
     folder: Path, paths: list[Path], technique: str = ""
 ) -> Iterator[Video | Skipped]:
     videos, unused = sort_files(paths)
-    for reason, unused_paths in unused.items():
-        yield Unused(str(folder), describe_unused(reason, unused_paths))
+    yield from note_unused(folder, unused)
     for path in videos:
         if technique:
             target = path.stem.partition("_")[0]

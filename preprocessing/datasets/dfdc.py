@@ -13,8 +13,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from preprocessing.dataset import FOLDS, LABELS, Dataset, Skipped, Unused, Video
-from preprocessing.video import describe_unused, sort_files
+from preprocessing.dataset import (
+    FOLDS,
+    LABELS,
+    Dataset,
+    Skipped,
+    Unused,
+    Video,
+    note_unused,
+)
+from preprocessing.video import sort_files
 from runtime.cli import UserError
 
 PART_FOLDER = re.compile(r"dfdc_train_part_(\d+)$")
@@ -99,7 +107,7 @@ def _find_parts(root: Path) -> list[tuple[int, Path]]:
     return sorted(parts)
 
 
-def _unused_at_the_top(root: Path) -> Iterable[Unused]:
+def _unused_at_the_top(root: Path) -> list[Unused]:
     """What lies beside the parts and looks as if it were one, or belonged to one."""
     others = [path for path in sorted(root.iterdir()) if path.name not in OUTPUTS]
     videos, unused = sort_files(path for path in others if path.is_file())
@@ -112,8 +120,7 @@ def _unused_at_the_top(root: Path) -> Iterable[Unused]:
     odd = [path for path in near if path.is_dir() and not PART_FOLDER.search(path.name)]
     if odd:
         unused["not read: rename them to dfdc_train_part_N"] = odd
-    for reason, paths in unused.items():
-        yield Unused(str(root), describe_unused(reason, paths))
+    return note_unused(root, unused)
 
 
 def read_metadata(path: Path) -> dict[str, dict]:
@@ -165,8 +172,7 @@ def _read_part(folder: Path, part: int) -> Iterable[Video | Skipped | Unused]:
     videos, unused = sort_files(folder / name for name in present - entries.keys())
     if videos:
         unused = {"no entry in metadata.json": videos, **unused}
-    for reason, paths in unused.items():
-        yield Unused(str(folder), describe_unused(reason, paths))
+    yield from note_unused(folder, unused)
 
 
 def _read_entry(

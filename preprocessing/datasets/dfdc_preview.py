@@ -9,7 +9,6 @@ Split: `set`.
 Source: B. Dolhansky et al., "The Deepfake Detection Challenge Preview Dataset" (2019).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from preprocessing.dataset import (
@@ -17,13 +16,13 @@ from preprocessing.dataset import (
     SPLITS,
     Dataset,
     Skipped,
-    Unused,
     Video,
     make_dataset,
+    note_unused,
 )
 from preprocessing.datasets.dfdc import read_metadata
 from preprocessing.datasets.table import resolve_inside
-from preprocessing.video import describe_unused, sort_files
+from preprocessing.video import sort_files
 from runtime.cli import UserError
 
 LAYOUT = "dataset.json, original_videos/, method_A/, method_B/"
@@ -52,13 +51,8 @@ def read_dataset(root: Path) -> Dataset:
     videos, unused = sort_files(present - listed)
     if videos:
         unused = {f"no entry in {LIST}": videos, **unused}
-    items += _notes(root, unused)
+    items += note_unused(root, unused)
     return make_dataset(root, items)
-
-
-def _notes(root: Path, unused: dict[str, list[Path]]) -> Iterator[Unused]:
-    for reason, paths in unused.items():
-        yield Unused(str(root), describe_unused(reason, paths))
 
 
 def _read_entry(root: Path, name: str, entry: dict) -> Video | Skipped:

@@ -14,7 +14,6 @@ Source: A. Rössler et al., "FaceForensics++" (2019), github.com/ondyari/FaceFor
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from preprocessing.dataset import (
@@ -26,8 +25,10 @@ from preprocessing.dataset import (
     connected_groups,
     draw_splits,
     make_dataset,
+    note_unused,
+    with_splits,
 )
-from preprocessing.video import describe_unused, sort_files
+from preprocessing.video import sort_files
 from runtime.cli import UserError
 
 LAYOUT = (
@@ -81,7 +82,7 @@ def read_dataset(root: Path, compression: str = "") -> Dataset:
             if not _people(video)[0].startswith(ACTOR)
         }
         splits = draw_splits(youtube or group_of)
-    items = [_with_split(item, splits) for item in items]
+    items = with_splits(items, lambda video: _split_of(video, splits))
     return make_dataset(root, [*items, *notes], group_of)
 
 
@@ -97,8 +98,7 @@ def _find_folders(root: Path) -> list[Path]:
 
 def _read_folder(folder: Path) -> Iterator[Video | Skipped]:
     videos, unused = sort_files(folder.iterdir())
-    for reason, paths in unused.items():
-        yield Unused(str(folder), describe_unused(reason, paths))
+    yield from note_unused(folder, unused)
     technique = folder.parent.parent.name
     is_fake = folder.parents[2].name == FAKES
     for path in videos:
@@ -173,12 +173,8 @@ def _read_splits(root: Path, names: set[str]) -> tuple[dict[str, str], list[Unus
     return splits, notes
 
 
-def _with_split(item: Video | Skipped, splits: dict[str, str]) -> Video | Skipped:
-    """The item with the split of its own name or of its target."""
-    if not isinstance(item, Video):
-        return item
-    target = _people(item)[0]
-    split = splits.get(item.name) or splits.get(target, "")
-    if not split and target.startswith(ACTOR):
-        split = "test"
-    return replace(item, split=split)
+def _split_of(video: Video, splits: dict[str, str]) -> str:
+    """The split of its own name or of its target; test for actors."""
+    target = _people(video)[0]
+    other = "test" if target.startswith(ACTOR) else ""
+    return splits.get(video.name) or splits.get(target) or other

@@ -26,7 +26,7 @@ from preprocessing.dataset import (
 )
 from preprocessing.video import SUFFIXES
 from runtime.cli import UserError
-from runtime.files import list_names, read_csv_rows
+from runtime.files import read_csv_rows, readable_names
 
 MAX_NAME = 255  # bytes of a file's name
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -49,7 +49,7 @@ def read_dataset(root: Path, file: Path) -> Dataset:
             if path in seen:
                 raise UserError(f"{row['path']}: is listed twice; the first row counts")
             seen.add(path)
-            _check(file, row)
+            _check(row)
             if path not in present:
                 raise UserError(f"{row['path']}: there is no such file below {root}")
         except UserError as error:
@@ -107,10 +107,7 @@ class FilesPresent:
 
     def __contains__(self, path: Path) -> bool:
         if path.parent not in self._names:
-            try:
-                self._names[path.parent] = list_names(path.parent)
-            except OSError:  # a file in a folder's place, no permission
-                self._names[path.parent] = set()
+            self._names[path.parent] = readable_names(path.parent)
         return path.name in self._names[path.parent]
 
 
@@ -141,7 +138,7 @@ def name_of(path: str) -> str:
     return "_".join(Path(path.replace("\\", "/")).with_suffix("").parts)
 
 
-def _check(file: Path, row: dict[str, str]) -> None:
+def _check(row: dict[str, str]) -> None:
     """Raise a `UserError` for a row with a bad label, split, name or ending."""
     where = row["path"]
     try:
