@@ -3,25 +3,27 @@
     python -m demo.make_dataset --output-dir demo/out/data
 
 Writes OUT/dfdc_train_part_N/{*.mp4, metadata.json}   H.264 with sound, as DFDC's
-       OUT/test_videos/{*.mp4, labels.csv}            filename,label,original,difficulty
+       OUT/test_videos/{*.mp4, labels.csv}            filename, label, original,
+                                                      technique, difficulty
 
-Method: the actors of the test videos appear in no training part. Existing videos are
-        kept. The same options give the same videos with the same version of FFmpeg.
+Method: the actors of the test videos appear in no training part, nor does one of their
+        techniques. Existing videos are kept. The same options give the same videos with the same version of FFmpeg.
 """
 
 import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import av
 import numpy as np
 
 from demo.actors import FRAME_SIZE, Scene, make_actor
-from demo.face_swap import FaceSwap
+from demo.techniques import TECHNIQUES, UNSEEN
 from preprocessing.video import X264_OPTIONS
 from runtime.cli import (
     UserError,
@@ -40,6 +42,7 @@ SAMPLE_RATE = 16000  # Hz
 PARTS = (0, 3, 6, 9, 12)
 TWO_ACTORS_EVERY = 4  # every fourth shot shows two people
 AAC_FRAME = 1024  # samples
+TEST_FOLDER = "test_videos"
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,10 @@ class Clip:
         actors: seeds of the actors that the scene shows.
         scene: seed of the scene.
         frames: number of frames.
-        donors: seed of the donor for each of `actors`; empty for a real video.
-        difficulty: of the face swap; None for a real video.
+        donors: seed of the donor for each of `actors`, whose face a swap shows; empty for
+            a real video.
+        technique: of a fake, of `demo.techniques.TECHNIQUES`.
+        difficulty: of the technique; None for a real video.
         original: file name of the real video of a fake.
     """
 
@@ -61,18 +66,24 @@ class Clip:
     scene: int
     frames: int
     donors: tuple[int, ...] = ()
+    technique: str = ""
     difficulty: float | None = None
     original: str | None = None
 
 
 def plan_folder(
-    folder: Path, actors: list[int], options: argparse.Namespace
+    folder: Path,
+    actors: list[int],
+    techniques: Sequence[str],
+    options: argparse.Namespace,
 ) -> list[Clip]:
     """Plan the videos of a folder: real shots of each actor, and fakes of each shot.
 
-    The donors of the fakes are other actors of the folder.
+    The donors of the fakes are other actors of the folder. The fakes' techniques take
+    turns.
     """
-    clips = []
+    clips: list[Clip] = []
+    turns = cycle(techniques)
     for position, actor in enumerate(actors):
         for shot in range(options.shots):
             scene = actor * 100 + shot
@@ -90,6 +101,7 @@ def plan_folder(
                     real,
                     path=folder / _name(scene, f"fake{fake}"),
                     donors=tuple(donors),
+                    technique=next(turns),
                     difficulty=difficulty,
                     original=real.path.name,
                 )
@@ -98,10 +110,12 @@ def plan_folder(
 
 
 def make_clip(clip: Clip) -> None:
-    """Render one video, swap the faces of a fake, and encode it."""
+    """Render one video, change the faces of a fake, and encode it."""
     scene = Scene([make_actor(actor) for actor in clip.actors], clip.scene)
-    swaps = [
-        FaceSwap(make_actor(donor), clip.difficulty, clip.scene + donor)
+    fakers = [
+        TECHNIQUES[clip.technique](
+            make_actor(donor), clip.difficulty or 0.0, clip.scene + donor
+        )
         for donor in clip.donors
     ]
     with (
@@ -119,8 +133,8 @@ def make_clip(clip: Clip) -> None:
         for number in range(clip.frames):
             time = number / FRAMES_PER_SECOND
             frame = scene.draw(time)
-            for person, swap in enumerate(swaps):
-                frame = swap(frame, scene.landmarks(person, time))
+            for person, change in enumerate(fakers):
+                frame = change(frame, scene.landmarks(person, time))
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             container.mux(video.encode(picture))
         container.mux(video.encode())
@@ -165,10 +179,16 @@ def write_metadata(folder: Path, clips: list[Clip]) -> None:
 def write_labels(folder: Path, clips: list[Clip]) -> None:
     """Write the ground truth of the test videos."""
     rows = [
-        [clip.path.name, int(bool(clip.original)), clip.original, clip.difficulty]
+        [
+            clip.path.name,
+            int(bool(clip.original)),
+            clip.original,
+            f"unseen: {UNSEEN}" if clip.technique == UNSEEN else clip.technique,
+            clip.difficulty,
+        ]
         for clip in clips
     ]
-    header = ["filename", "label", "original", "difficulty"]
+    header = ["filename", "label", "original", "technique", "difficulty"]
     write_csv(folder / "labels.csv", header, sorted(rows))
 
 
@@ -231,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
         default=(0.0, 0.5),
         metavar=("MIN", "MAX"),
         help="range of the fakes' difficulty, 0 (plain artefacts) to 1 (hardly "
-        "visible); see demo/face_swap.py",
+        "visible); see demo/techniques.py",
     )
     parser.add_argument(
         "--workers",
@@ -256,9 +276,15 @@ def main(argv: list[str] | None = None) -> int:
         options.output_dir / f"dfdc_train_part_{part}": group
         for part, group in zip(PARTS, groups)
     }
-    folders[options.output_dir / "test_videos"] = np.arange(options.test_actors) + 1000
+    folders[options.output_dir / TEST_FOLDER] = np.arange(options.test_actors) + 1000
+    seen = [name for name in TECHNIQUES if name != UNSEEN]
     plans = {
-        folder: plan_folder(folder, actors.tolist(), options)
+        folder: plan_folder(
+            folder,
+            actors.tolist(),
+            list(TECHNIQUES) if folder.name == TEST_FOLDER else seen,
+            options,
+        )
         for folder, actors in folders.items()
     }
     missing = [
@@ -270,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
         if error is not None:
             raise error
     for folder, clips in plans.items():
-        is_test = folder.name == "test_videos"
+        is_test = folder.name == TEST_FOLDER
         (write_labels if is_test else write_metadata)(folder, clips)
     counts = [f"{len(clips)} in {folder.name}" for folder, clips in plans.items()]
     print(f"demo data in {options.output_dir}: {', '.join(counts)}")

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -171,7 +172,16 @@ def write_dfdc(root: Path, frames: int = 24) -> Path:
         folder.mkdir(parents=True)
         (folder / "metadata.json").write_text(json.dumps(entries))
     first, third = root / "dfdc_train_part_0", root / "dfdc_train_part_3"
-    make_clip(Clip(first / f"{REAL}.mp4", (1,), 100, frames))
-    make_clip(Clip(first / f"{FAKE}.mp4", (1,), 100, frames, (2,), 0.2, f"{REAL}.mp4"))
+    original = Clip(first / f"{REAL}.mp4", (1,), 100, frames)
+    make_clip(original)
+    swap = replace(
+        original,
+        path=first / f"{FAKE}.mp4",
+        donors=(2,),
+        technique="swap",
+        difficulty=0.2,
+        original=original.path.name,
+    )
+    make_clip(swap)
     make_clip(Clip(third / f"{LONE}.mp4", (3, 4), 300, frames))
     return root

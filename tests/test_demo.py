@@ -10,10 +10,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from demo.face_swap import FaceSwap
 
 from demo import make_dataset
 from demo.actors import Scene, make_actor
-from demo.face_swap import FaceSwap
 from evaluation import metrics, tables
 from inference import predict
 from inference.aggregate import ensemble_label
@@ -173,7 +173,7 @@ LEARNING = [
 def train_on(root, kind, out):
     """Train on the crops of `root`; the checkpoint's name begins with `kind`."""
     training = [
-        f"--config={ROOT / 'configs/demo.yaml'}",
+        f"--config={ROOT / 'tests/scratch.yaml'}",
         f"--data-dir={root}",
         f"--output-dir={out}",
         f"--logdir={out / 'logs'}",

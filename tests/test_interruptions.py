@@ -212,7 +212,7 @@ def preprocessing_program(folder: Path) -> Program:
 def training(data: Path, work: Path, *settings: str) -> list:
     """The arguments of a small training run."""
     return [
-        *("--config", "configs/demo.yaml"),
+        *("--config", "tests/scratch.yaml"),
         *("--data-dir", data),
         *("--output-dir", work / "weights"),
         *("--logdir", work / "logs"),

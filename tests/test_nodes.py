@@ -44,7 +44,7 @@ def start(
     settings |= {
         "PATH": path,
         "SEEDS": 5,
-        "CONFIG": "configs/demo.yaml",
+        "CONFIG": "tests/scratch.yaml",
         "COUNT": 0,
         "WEIGHTS_DIR": out / "weights",
         "LOGDIR": out / "logs",

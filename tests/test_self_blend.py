@@ -54,6 +54,83 @@ def test_ratios_are_the_published_ones(crop):
     )
 
 
+LANDMARKS_68 = np.array(
+    # jaw, brows, nose, eyes and mouth of a face that is its own mirror image about x = 100
+    [(100 - 50 * np.cos(t), 90 + 80 * np.sin(t)) for t in np.pi * np.arange(17) / 16]
+    + [(62 + 7 * i, 68) for i in range(5)]
+    + [(110 + 7 * i, 68) for i in range(5)]
+    + [(100, 85 + 9 * i) for i in range(4)]
+    + [(92 + 4 * i, 120) for i in range(5)]
+    + [(64, 82), (68, 78), (76, 78), (80, 82), (76, 85), (68, 85)]
+    + [(120, 82), (124, 78), (132, 78), (136, 82), (132, 85), (124, 85)]
+    + [(80, 145), (86, 141), (93, 139), (100, 140), (107, 139), (114, 141), (120, 145)]
+    + [(114, 151), (107, 153), (100, 154), (93, 153), (86, 151)]
+    + [(84, 145), (93, 143), (100, 144), (107, 143), (116, 145)]
+    + [(107, 147), (100, 148), (93, 147)]
+)
+
+
+def test_each_landmark_has_its_mirror_image():
+    """On a face that is symmetric about x = 100, so that a slip of one index shows."""
+    mirrored = LANDMARKS_68[self_blend.MIRRORED[68]]
+    np.testing.assert_allclose(mirrored * (-1, 1) + (200, 0), LANDMARKS_68, atol=1e-9)
+    assert sorted(self_blend.MIRRORED[68]) == list(range(68))
+    assert np.array(LANDMARKS)[self_blend.MIRRORED[5]].tolist() == [
+        *([130, 78], [70, 80], [100, 115], [124, 149], [78, 150])
+    ]
+
+
+def test_a_mirrored_face_lies_on_the_face():
+    """Dots of two colours, one a side, change places; the landmarks stay."""
+    image = np.zeros((200, 200, 3), np.uint8)
+    turned = LANDMARKS @ [[0.98, 0.17], [-0.17, 0.98]] + (-5, 20)
+    for (x, y), colour in zip(turned.round().astype(int), np.eye(5) * 200):
+        cv2.circle(image, (int(x), int(y)), 6, colour[:3].tolist(), -1)
+    mirrored = self_blend.mirrored(image, turned)
+    for here, there in enumerate(self_blend.MIRRORED[5]):
+        x, y = turned[here].round().astype(int)
+        colour = mirrored[y - 2 : y + 3, x - 2 : x + 3].mean(axis=(0, 1))
+        np.testing.assert_allclose(colour, (np.eye(5) * 200)[there][:3], atol=40)
+    np.testing.assert_array_equal(
+        self_blend.mirrored(image, np.full((5, 2), 50)), image
+    )
+
+
+@pytest.mark.parametrize("landmarks", [LANDMARKS, LANDMARKS_68])
+def test_a_part_blend_changes_a_part_of_the_face(crop, landmarks):
+    """Outside of its mask it is the crop, or its copy of another colour."""
+    outline = face_outline(landmarks, *crop.shape[:2])
+    kept, shares = 0, []
+    for seed in range(60):
+        blended, mask = self_blend.part_blend(
+            crop, landmarks, np.random.default_rng(seed)
+        )
+        assert blended.dtype == np.uint8 and mask.dtype == np.float32
+        assert mask.shape == crop.shape[:2] and 0 <= mask.min() < mask.max() <= 1
+        y, x = (np.average(axis, weights=mask) for axis in np.indices(mask.shape))
+        assert outline[:, 0].min() < x < outline[:, 0].max()
+        assert outline[:, 1].min() < y < outline[:, 1].max()
+        kept += np.array_equal(blended[mask == 0], crop[mask == 0])
+        shares.append((mask > 0.1).mean())
+        assert np.abs(blended.astype(int) - crop)[mask > 0.3].max() > 2
+    assert 30 <= kept <= 50  # 1 - 0.7 / 2 of 60
+    assert max(shares) < 0.5 and min(shares) < 0.07
+    again = self_blend.part_blend(crop, landmarks, np.random.default_rng(seed))
+    np.testing.assert_array_equal(again[0], blended)
+
+
+def test_a_part_is_moved_within_its_bounds(crop):
+    """Each corner of a part 40 pixels wide, by shift, scale and rotation together."""
+    centre = np.array([100.0, 120.0])
+    dots = np.zeros(crop.shape[:2], np.uint8)
+    dots[118:123, 118:123] = 255  # 20 pixels right of the centre
+    for seed in range(30):
+        moved = self_blend.move_part(dots, centre, np.random.default_rng(seed))
+        y, x = (np.average(axis, weights=moved) for axis in np.indices(moved.shape))
+        assert abs(x - 120) <= 0.06 * 200 + 2 + 1
+        assert abs(y - 120) <= 0.04 * 240 + 22 * np.sin(np.deg2rad(6)) + 1
+
+
 def slow_polygon(points, height, width):
     """Pixels whose centre is inside of a polygon, by the even-odd rule."""
     mask = np.zeros((height, width), bool)
@@ -75,7 +152,8 @@ def test_the_hull_of_landmarks(monkeypatch, count):
     height, width = 60, 50
     if count == 68:
         landmarks = rng.uniform((10, 12), (40, 50), (68, 2)).round().astype(np.int16)
-        points = cv2.convexHull(landmarks.astype(np.float32))[:, 0]
+        jaw_and_brows = landmarks[:27].astype(np.float32)
+        points = cv2.convexHull(jaw_and_brows)[:, 0]
     else:
         landmarks = None if count is None else (LANDMARKS / 4).round().astype(np.int16)
         points = face_outline(landmarks, height, width)

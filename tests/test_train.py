@@ -47,7 +47,7 @@ NAME = "5_DeepFakeClassifier_tf_efficientnet_b0_ns_0"
 def arguments(data, out, *options):
     """The arguments of a small training run."""
     return [
-        f"--config={ROOT / 'configs/demo.yaml'}",
+        f"--config={ROOT / 'tests/scratch.yaml'}",
         f"--data-dir={data}",
         f"--output-dir={out / 'weights'}",
         f"--logdir={out / 'logs'}",
@@ -216,7 +216,7 @@ BALANCED_BATCH = {
 def build_trainer(*settings, accumulate=1):
     """A trainer on the CPU, in training mode, without dropout and stochastic depth."""
     settings = [*SMALL, "dropout=0", "drop_path_rate=0", *settings]
-    config = load_config(ROOT / "configs/demo.yaml", settings)
+    config = load_config(ROOT / "tests/scratch.yaml", settings)
     world = World(0, 1, torch.device("cpu"))
     torch.manual_seed(0)
     trainer = Trainer.build(config, world, "none", accumulate=accumulate)

@@ -456,7 +456,7 @@ def test_a_run_with_everything_on_resumes_bit_for_bit(
     def run(out):
         return train.main(
             [
-                f"--config={ROOT / 'configs/demo.yaml'}",
+                f"--config={ROOT / 'tests/scratch.yaml'}",
                 f"--data-dir={train_data}",
                 f"--output-dir={out / 'weights'}",
                 f"--logdir={out / 'logs'}",

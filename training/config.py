@@ -152,6 +152,13 @@ class Config(BaseModel):
         description="fraction of the fakes that are a real crop of the same batch "
         "blended with itself",
     )
+    part_blended: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="fraction of those blends that change one part of the face only, "
+        "from a copy that is moved further or mirrored",
+    )
     pair_mixup: float = Field(
         default=0.0,
         ge=0,

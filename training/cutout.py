@@ -104,10 +104,10 @@ def half_masks(height: int, width: int) -> list[np.ndarray]:
 def face_outline(landmarks: np.ndarray | None, height: int, width: int) -> np.ndarray:
     """The face's outline (N, 2), x and y in pixels of its crop.
 
-    With 68 landmarks: the jaw and the brows. With five: an ellipse in the coordinates of two vectors, from eye to eye and
-    from the eyes to the mouth. On the demo's portrait the brows lie 0.4 of the latter
-    above the eyes, the chin 2.25 below, and each cheek 1.05 of the former from the
-    middle; these three numbers define the ellipse.
+    With 68 landmarks: the jaw and the brows. With five: an ellipse in the coordinates of
+    two vectors, from eye to eye and from the eyes to the mouth. On the demo's portrait
+    the brows lie 0.4 of the latter above the eyes, the chin 2.25 below, and each cheek
+    1.05 of the former from the middle; these three numbers define the ellipse.
     """
     angles = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -21,7 +21,7 @@ from training.codec import compress
 from training.config import Config
 from training.cutout import half_cutout, hull_cutout, landmark_cutout
 from training.samples import Sample
-from training.self_blend import self_blend
+from training.self_blend import part_blend, self_blend
 
 # Crops tried for one item, the first included; if none is readable, it is an error.
 MAX_ATTEMPTS = 5
@@ -308,7 +308,12 @@ class TrainingCrops(Dataset):
         label, diff = float(self.crops["label"][row]), None
         codec_seed = extra.integers(2**63)
         if is_blend:
-            image, mask = self_blend(image, sample.outline_landmarks(), extra)
+            points = sample.outline_landmarks()
+            in_part = config.part_blended and extra.random() < config.part_blended
+            if in_part and points is not None:
+                image, mask = part_blend(image, points, extra)
+            else:
+                image, mask = self_blend(image, points, extra)
             label, diff = 1.0, (mask * 255).astype(np.uint8)
         elif label == 1 and extra.random() < config.pair_mixup:
             image, label = self._mix_with_original(row, image, extra)

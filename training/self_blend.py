@@ -8,6 +8,10 @@ Method: K. Shiohara and T. Yamasaki, "Detecting Deepfakes with Self-Blended Imag
 (2022); numbers as published. The hull is that of 68 landmarks where there are any, else
 the outline of `training.cutout`, whose radius varies at random, in place of the
 published choice of hulls.
+
+`part_blend` is ours: one part of the face from a copy that is moved further, half of the
+time from the mirrored face. Features that do not fit, or twice, are what techniques
+leave that insert a rendered face or move its mouth.
 """
 
 import cv2
@@ -28,6 +32,44 @@ KERNELS = (5, 25)  # odd sizes of the Gaussian kernels
 SECOND_SIGMA = (5, 45)
 HULL_SCALES = (0.8, 1.15)  # of the outline's radius
 HULL_WAVES = 3
+
+# Parts of a face, by the number of landmarks: dlib's 68, or eyes, nose, mouth corners.
+PARTS: dict[int, list[list[int]]] = {
+    68: [
+        [*range(17, 27), *range(31, 36), *range(48, 60)],  # brows to mouth
+        [*range(17, 68)],
+        [*range(17, 68), *range(5, 12)],  # brows to chin
+        [*range(27, 36), *range(48, 68), *range(3, 14)],  # nose to jaw
+        [*range(48, 68)],  # mouth
+        [*range(48, 68), *range(5, 12)],  # mouth and chin
+        [*range(29, 36), *range(48, 68)],  # mouth and nose
+        [*range(17, 27), *range(36, 48)],  # eyes and brows
+        [*range(27, 36)],  # nose
+    ],
+    5: [[0, 1, 2, 3, 4], [2, 3, 4], [3, 4], [0, 1], [0, 1, 2], [2]],
+}
+# The part's hull is grown by this much, in distances between the eyes.
+PART_GROWTH = {68: (0.0, 0.08), 5: (0.15, 0.5)}
+# The landmark on the other side of the face.
+MIRRORED: dict[int, list[int]] = {
+    68: [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        *range(27, 31),
+        *range(35, 30, -1),
+        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+        *range(54, 47, -1),
+        *range(59, 54, -1),
+        *range(64, 59, -1),
+        *range(67, 64, -1),
+    ],
+    5: [1, 0, 2, 4, 3],
+}
+PART_SHIFT = (0.06, 0.04)  # of width and height
+PART_SCALE, PART_ANGLE = 0.1, 6  # ±, degrees
+PART_BLUR = (0.005, 0.04)  # standard deviation, in distances between the eyes
+PART_LOOK_P = 0.7  # of another colour or sharpness
+PART_RATIOS = (0.5, 0.75, 1.0, 1.0, 1.0, 1.0)
 
 
 def self_blend(
@@ -54,6 +96,87 @@ def self_blend(
     return blend(source, target, mask), mask
 
 
+def part_blend(
+    image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blend a real crop with a changed copy in one part of the face.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        landmarks: (5, 2) or (68, 2), x and y in pixels.
+
+    Returns:
+        as `self_blend`.
+    """
+    count = len(landmarks)
+    parts = PARTS[count]
+    points = landmarks[parts[rng.integers(len(parts))]].astype(float)
+    distance = _eye_distance(landmarks)
+    mask = varied_hull(image.shape[:2], points, rng)
+    growth = round(distance * rng.uniform(*PART_GROWTH[count]))
+    if growth:
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * growth + 1,) * 2)
+        mask = cv2.dilate(mask, disc)
+    source, target = image, image
+    if rng.random() < 0.5:
+        source = mirrored(image, landmarks)
+    if rng.random() < PART_LOOK_P:
+        if rng.random() < 0.5:
+            source = change_look(source, rng)
+        else:
+            target = change_look(target, rng)
+    source = move_part(source, points.mean(axis=0), rng)
+    if rng.random() < 0.5:
+        mask = deform(mask, rng)
+    mask = cv2.GaussianBlur(mask, (0, 0), max(distance, 1) * rng.uniform(*PART_BLUR))
+    mask = np.minimum(mask, 1) * np.float32(rng.choice(PART_RATIOS))
+    return blend(source, target, mask), mask
+
+
+def mirrored(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """The mirrored image, its landmarks laid on the image's by a similarity transform.
+
+    Args:
+        image: (H, W, 3) uint8.
+        landmarks: (5, 2) or (68, 2).
+    """
+    height, width = image.shape[:2]
+    target = landmarks.astype(np.float32)
+    source = target[MIRRORED[len(landmarks)]]
+    source[:, 0] = width - 1 - source[:, 0]
+    matrix, _ = cv2.estimateAffinePartial2D(source, target, method=cv2.LMEDS)
+    if matrix is None:  # all landmarks in one place
+        return image
+    return cv2.warpAffine(
+        image[:, ::-1], matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
+    )
+
+
+def move_part(
+    image: np.ndarray, centre: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Rotate and scale an image about a centre (2,), x and y, and shift it."""
+    height, width = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D(
+        centre.tolist(),
+        rng.uniform(-PART_ANGLE, PART_ANGLE),
+        rng.uniform(1 - PART_SCALE, 1 + PART_SCALE),
+    )
+    shift = rng.uniform(-1, 1, 2) * PART_SHIFT * (width, height)
+    matrix[:, 2] = matrix[:, 2] + shift
+    return cv2.warpAffine(
+        image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
+    )
+
+
+def _eye_distance(landmarks: np.ndarray) -> float:
+    if len(landmarks) == 68:
+        eyes = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
+    else:
+        eyes = landmarks[0], landmarks[1]
+    return float(np.linalg.norm(np.subtract(*eyes, dtype=float)))
+
+
 def blend(source: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """mask * source + (1 - mask) * target, rounded; mask (H, W) float32 in 0..1."""
     share = mask[..., None]
@@ -65,11 +188,15 @@ def hull_mask(
     shape: tuple[int, ...], landmarks: np.ndarray | None, rng: np.random.Generator
 ) -> np.ndarray:
     """The face's hull as a mask (H, W) float32, 0 or 1, its radius varied smoothly."""
+    return varied_hull(shape, face_outline(landmarks, *shape[:2]), rng)
+
+
+def varied_hull(
+    shape: tuple[int, ...], points: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """The convex hull of points (K, 2) as a mask (H, W), its radius varied smoothly."""
     height, width = shape[:2]
-    if landmarks is not None and len(landmarks) > 5:
-        points = cv2.convexHull(landmarks.astype(np.float32))[:, 0].astype(float)
-    else:
-        points = face_outline(landmarks, height, width)
+    points = cv2.convexHull(points.astype(np.float32))[:, 0].astype(float)
     centre = points.mean(axis=0)
     angles = np.arctan2(*(points - centre).T[::-1])
     low, high = HULL_SCALES
