@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         "--difficulty",
         type=fraction,
         nargs=2,
-        default=(0.0, 0.5),
+        default=(0.6, 1.0),
         metavar=("MIN", "MAX"),
         help="range of the fakes' difficulty, 0 (plain artefacts) to 1 (hardly "
         "visible); see demo/techniques.py",
