@@ -16,7 +16,7 @@ from runtime.cli import make_parser, run_main
 from runtime.files import save_figure
 from training import codec
 from training.cutout import half_cutout, hull_cutout, landmark_cutout
-from training.self_blend import self_blend
+from training.self_blend import part_blend, self_blend
 
 CROP = np.s_[10:270, 118:328]  # of skimage's astronaut
 LANDMARKS = np.array([[74, 72], [116, 70], [97, 96], [80, 122], [116, 120]])
@@ -34,6 +34,7 @@ def draw(crop: np.ndarray, column: int) -> dict[str, np.ndarray]:
         "crop": crop,
         "self-blend": blended,
         "its mask": np.repeat(diff[..., None], 3, axis=2),
+        "part blend": part_blend(crop, LANDMARKS, rng)[0],
         "mixup of a pair": np.rint(mixed).astype(np.uint8),
         "JPEG 100-40": codec.jpeg(crop, 100 - 12 * column),
         "H.264, CRF 17-39": codec.h264(crop, 17 + 22 * column // (COLUMNS - 1)),
