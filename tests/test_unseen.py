@@ -153,11 +153,25 @@ def test_norms_alone_are_trained():
     assert moved == norms | {"fc.weight", "fc.bias"} and len(norms) == 2 * 25
 
 
+def test_a_vision_transformer_takes_other_sizes_and_its_own_as_timm_does():
+    import timm
+
+    torch.manual_seed(0)
+    model = DeepFakeClassifier(VIT).eval()
+    torch.manual_seed(0)
+    plain = timm.create_model(VIT, num_classes=0).eval()
+    images = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        assert torch.equal(model.features(images), plain.forward_features(images))
+        # one token a patch of 16 pixels, and the class token
+        assert model.features(images[..., :96, :96]).shape == (1, 37, 192)
+
+
 def test_a_vision_transformer_is_saved_loaded_and_predicts(tmp_path):
     from training.checkpoint import save_checkpoint
 
-    trainer = make_trainer(encoder=VIT, input={"size": 224}, train="norms")
-    trainer.step([make_batch(224)], 0)
+    trainer = make_trainer(encoder=VIT, input={"size": 96}, train="norms")
+    trainer.step([make_batch(96)], 0)
     path = tmp_path / "vit"
     save_checkpoint(
         path,
@@ -166,8 +180,8 @@ def test_a_vision_transformer_is_saved_loaded_and_predicts(tmp_path):
         config=trainer.config.model_dump(),
     )
     model, settings = load_classifier(path)
-    assert settings.size == 224
-    images = trainer.normalize(make_batch(224)["image"])
+    assert settings.size == 96
+    images = trainer.normalize(make_batch(96)["image"])
     with torch.inference_mode():
         torch.testing.assert_close(model(images), trainer.network.eval()(images))
 

@@ -169,7 +169,11 @@ def _from_timm(name: str, download: bool, drop_path_rate: float) -> nn.Module:
     if drop_path_rate or has_published_form(name):
         options["drop_path_rate"] = drop_path_rate
     try:
-        encoder = timm.create_model(name, **options)
+        try:
+            # vision transformers: positions are interpolated for other input sizes
+            encoder = timm.create_model(name, dynamic_img_size=True, **options)
+        except TypeError:  # all other networks take any size
+            encoder = timm.create_model(name, **options)
     except (RuntimeError, OSError, TypeError, AssertionError) as error:
         raise UserError(
             _download_failed(name, error)

@@ -55,8 +55,10 @@ class TemporalPointwise(nn.Conv2d):
         if self.kind == "dense":
             before, after = self._neighbours(images)
             convolve = nn.functional.conv2d
-            return features + convolve(before, self.time[0]) + convolve(
-                after, self.time[1]
+            return (
+                features
+                + convolve(before, self.time[0])
+                + convolve(after, self.time[1])
             )
         before, after = self._neighbours(features)
         taps = [each.view(1, -1, 1, 1) for each in (self.centre, *self.time)]
