@@ -27,6 +27,7 @@ from runtime.cli import UserError, one_line
 from runtime.files import atomic_file
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
+from training.temporal import is_over_time
 from training.weights_file import SAFETENSORS, read_weights
 
 NETWORK = "DeepFakeClassifier"
@@ -112,19 +113,55 @@ def load_classifier(path: Path) -> tuple[DeepFakeClassifier, InputSettings]:
         UserError: as `load_checkpoint`, or the weights do not fit the encoder.
     """
     checkpoint = load_checkpoint(path)
-    encoder, settings = _encoder_and_input(path, checkpoint)
-    model = DeepFakeClassifier(encoder)
+    config = _settings_of(path, checkpoint)
+    model = DeepFakeClassifier(
+        config.encoder,
+        clip_frames=config.input.clip_frames,
+        temporal=config.temporal,
+    )
+    _load_weights(model, checkpoint["state_dict"], path, config.encoder)
+    return model.eval(), config.input
+
+
+def read_start(path: Path) -> dict | None:
+    """The weights of a checkpoint to begin a training with; None if it is none.
+
+    Encoder weights alone, which `DeepFakeClassifier` reads, are none.
+    """
+    if not path.is_file():
+        return None
+    weights = load_checkpoint(path)["state_dict"]
+    is_network = "fc.weight" in weights and any(
+        str(key).startswith("encoder.") for key in weights
+    )
+    return weights if is_network else None
+
+
+def start_from(model: DeepFakeClassifier, weights: dict, path: Path) -> None:
+    """Load such weights; a clip network also begins with a frame network's.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    own = model.state_dict()
+    if not any(is_over_time(key) for key in weights):
+        weights = weights | {key: own[key] for key in own if is_over_time(key)}
+    _load_weights(model, weights, path, "this encoder")
+
+
+def _load_weights(
+    model: DeepFakeClassifier, weights: dict, path: Path, encoder: str
+) -> None:
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        model.load_state_dict(weights)
     # TypeError and AttributeError: entries that are not tensors
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = _describe_misfit(model.state_dict(), checkpoint["state_dict"])
+        reason = _describe_misfit(model.state_dict(), weights)
         raise UserError(
             f"{path}: not weights of {encoder}: {reason or one_line(error)}; give the "
             "whole network's weights, under the name or with the settings of their "
             "encoder"
         ) from error
-    return model.eval(), settings
 
 
 def _describe_misfit(expected: dict, weights: dict) -> str:
@@ -154,21 +191,20 @@ def _first(keys: list[str], count: int = 2) -> str:
     return f"{names}, …" if len(keys) > count else names
 
 
-def _encoder_and_input(path: Path, checkpoint: dict) -> tuple[str, InputSettings]:
-    """Encoder and input settings of a checkpoint.
+def _settings_of(path: Path, checkpoint: dict) -> Config:
+    """The settings of a checkpoint.
 
-    A checkpoint of the winner has no settings: its file name gives the encoder, and the
-    input settings are the defaults.
+    A checkpoint of the winner has none: its file name gives the encoder, all others are
+    the defaults.
     """
     if "config" in checkpoint:
         try:
-            config = Config(**checkpoint["config"])
+            return Config(**checkpoint["config"])
         except (ValidationError, TypeError) as error:
             raise UserError(
                 f"{path}: made by another version of this project, or by another "
                 f"program ({one_line(error)}); use the version that made it"
             ) from error
-        return config.encoder, config.input
     match = re.search(
         rf"{NETWORK}_(tf_efficientnet_b[0-7])_ns_",
         Path(path).name.removesuffix(SAFETENSORS),
@@ -178,4 +214,4 @@ def _encoder_and_input(path: Path, checkpoint: dict) -> tuple[str, InputSettings
             f"{path}: holds no settings, and its file name does not give the encoder; "
             f"name it as the winner's, {NETWORK}_tf_efficientnet_b7_ns_0_36"
         )
-    return f"{match[1]}.ns_jft_in1k", InputSettings()
+    return Config(encoder=f"{match[1]}.ns_jft_in1k")

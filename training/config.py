@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from preprocessing.crops import MARGIN_PARTS
 from preprocessing.faces import INFERENCE_THRESHOLDS
 from runtime.cli import UserError, one_line
+from training.temporal import Temporal
 
 Rgb = tuple[float, float, float]
 MAX_BASES = 10  # files that refer to one another by `base`
@@ -54,6 +55,19 @@ class InputSettings(BaseModel):
         ge=1,
         description="n: a margin of 1/n of the face's bounding box on each side",
     )
+    clip_frames: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="frames of a clip, for a network that sees change over time; 0: "
+        "single frames",
+    )
+    clip_spacing: float = Field(
+        default=1 / 15, gt=0, le=2, description="seconds between the frames of a clip"
+    )
+    clips_per_video: int = Field(
+        default=4, ge=1, le=64, description="evenly spaced clips of each face"
+    )
 
 
 class Config(BaseModel):
@@ -68,11 +82,17 @@ class Config(BaseModel):
     pretrained: str = Field(
         default="hub",
         description="hub: weights by name, downloaded; package: ImageNet weights inside "
-        "an installed package; none: random; or a local file",
+        "an installed package; none: random; or a local file of encoder weights, or "
+        "a checkpoint",
     )
     train: Literal["all", "norms"] = Field(
         default="all",
         description="all parameters, or those of normalisation layers and the last layer",
+    )
+    temporal: Temporal = Field(
+        default="depthwise",
+        description="convolutions over time of a clip network: depthwise, or dense as "
+        "the third-placed team's",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1)
     drop_path_rate: float = Field(default=0.2, ge=0, lt=1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.cli import UserError, one_line
+from training.temporal import Temporal, add_time
 from training.weights_file import read_weights
 
 EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"
@@ -45,6 +46,8 @@ class DeepFakeClassifier(nn.Module):
             local file of them.
         dropout: rate before the last layer.
         drop_path_rate: of stochastic depth in the encoder.
+        clip_frames: T, of a network that sees clips; 0: single frames.
+        temporal: the kind of its convolutions over time.
     """
 
     encoder: Any  # a module with timm's forward_features and forward_head
@@ -55,8 +58,11 @@ class DeepFakeClassifier(nn.Module):
         pretrained: str = "none",
         dropout: float = 0.0,
         drop_path_rate: float = 0.0,
+        clip_frames: int = 0,
+        temporal: Temporal = "depthwise",
     ):
         super().__init__()
+        self.clip_frames = clip_frames
         self.encoder = _make_encoder(encoder, pretrained, drop_path_rate)
         self._pool: Callable[[Tensor], Tensor] = self._average
         if has_published_form(encoder):
@@ -71,9 +77,22 @@ class DeepFakeClassifier(nn.Module):
             self._pool = partial(self.encoder.forward_head, pre_logits=True)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(num_features, 1)
+        if clip_frames:
+            add_time(self.encoder, clip_frames, temporal)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N,) of images (N, 3, S, S) float, RGB, normalised."""
+        """Logits (N,) of images (N, 3, S, S) float, RGB, normalised.
+
+        Of a clip network's (N * T, 3, S, S), the T frames of a clip in a row: the mean
+        over its frames, (N,).
+        """
+        logits = self.frame_logits(images)
+        if self.clip_frames:
+            return logits.view(-1, self.clip_frames).mean(1)
+        return logits
+
+    def frame_logits(self, images: Tensor) -> Tensor:
+        """The logit of each image."""
         return self.fc(self.dropout(self.pool(self.features(images)))).squeeze(1)
 
     def features(self, images: Tensor) -> Tensor:
@@ -102,7 +121,8 @@ class DeepFakeClassifier(nn.Module):
 class Normalize(nn.Module):
     """Convert uint8 images to the network's input: x / 255, minus mean, over std.
 
-    Images are (N, S, S, 3) uint8 RGB, the result is (N, 3, S, S) float32.
+    Images are (N, S, S, 3) uint8 RGB, the result is (N, 3, S, S) float32. Clips
+    (N, T, S, S, 3) become (N * T, 3, S, S).
     """
 
     mean: Tensor
@@ -117,7 +137,8 @@ class Normalize(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        images = images.flatten(0, -4).permute(0, 3, 1, 2)
+        return (images.float() / 255 - self.mean) / self.std
 
 
 def has_published_form(encoder: str) -> bool:

@@ -21,17 +21,15 @@ from torch import Tensor, nn
 from runtime.cli import UserError
 
 Temporal = Literal["depthwise", "dense"]
-# The parameters that a clip network has and its frame network has not: `conv_pw.time`.
-TIME = "time"
 
 
 class TemporalPointwise(nn.Conv2d):
     """A 1 x 1 convolution with a convolution over time.
 
-    `weight` and `bias` are those of the frame network's layer. `time` begins as zeros:
-    depthwise (2, C_out), what is added of the frame before and the frame after; dense
-    (2, C_out, C_in, 1, 1), the kernels of both. The depthwise centre tap is `centre`
-    (C_out,), which begins as ones.
+    `weight` and `bias` are those of the frame network's layer. `side_taps` begin as
+    zeros: depthwise (2, C_out), what is added of the frame before and the frame after;
+    dense (2, C_out, C_in, 1, 1), the kernels of both. The depthwise `centre_tap`
+    (C_out,) begins as ones; the dense one is `weight`.
 
     Args:
         layer: the frame network's convolution.
@@ -45,9 +43,9 @@ class TemporalPointwise(nn.Conv2d):
         self.weight, self.bias = layer.weight, layer.bias
         self.frames, self.kind = frames, kind
         shape = (2, *self.weight.shape) if kind == "dense" else (2, self.out_channels)
-        self.time = nn.Parameter(self.weight.new_zeros(shape))
+        self.side_taps = nn.Parameter(self.weight.new_zeros(shape))
         if kind == "depthwise":
-            self.centre = nn.Parameter(self.weight.new_ones(self.out_channels))
+            self.centre_tap = nn.Parameter(self.weight.new_ones(self.out_channels))
 
     def forward(self, images: Tensor) -> Tensor:
         """(N * T, C_in, H, W) to (N * T, C_out, H, W)."""
@@ -57,11 +55,11 @@ class TemporalPointwise(nn.Conv2d):
             convolve = nn.functional.conv2d
             return (
                 features
-                + convolve(before, self.time[0])
-                + convolve(after, self.time[1])
+                + convolve(before, self.side_taps[0])
+                + convolve(after, self.side_taps[1])
             )
         before, after = self._neighbours(features)
-        taps = [each.view(1, -1, 1, 1) for each in (self.centre, *self.time)]
+        taps = [each.view(1, -1, 1, 1) for each in (self.centre_tap, *self.side_taps)]
         return taps[0] * features + taps[1] * before + taps[2] * after
 
     def _neighbours(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +88,13 @@ def add_time(encoder: nn.Module, frames: int, kind: Temporal) -> None:
         )
 
 
+def is_over_time(key: str) -> bool:
+    """Whether an entry of a clip network's weights is none of its frame network's."""
+    return key.endswith((".side_taps", ".centre_tap"))
+
+
 def hold_side_taps(module: nn.Module) -> None:
     """Keep the taps of neighbouring frames at zero: a control that sees no time."""
     for layer in module.modules():
         if isinstance(layer, TemporalPointwise):
-            layer.time.requires_grad_(False)
+            layer.side_taps.requires_grad_(False)

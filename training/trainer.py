@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.cli import UserError
+from training.checkpoint import read_start, start_from
 from training.config import Config
 from training.distributed import World
 from training.losses import balanced_loss
@@ -73,9 +75,17 @@ class Trainer:
             seed: of dropout and stochastic depth. The network's initial weights depend
                 on PyTorch's global generator.
         """
+        start = read_start(Path(pretrained))
         network = DeepFakeClassifier(
-            config.encoder, pretrained, config.dropout, config.drop_path_rate
+            config.encoder,
+            pretrained if start is None else "none",
+            config.dropout,
+            config.drop_path_rate,
+            config.input.clip_frames,
+            config.temporal,
         )
+        if start is not None:
+            start_from(network, start, Path(pretrained))
         if config.train == "norms":
             network.freeze_all_but_norms()
         _adjust_batchnorm_momentum(network, accumulate)
@@ -97,7 +107,8 @@ class Trainer:
         )
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N,) float32 of images (N, S, S, 3) uint8 RGB.
+        """Logits (N,) float32 of images (N, S, S, 3) uint8 RGB, or of clips
+        (N, T, S, S, 3).
 
         On a GPU the network runs in the configured precision.
         """
