@@ -74,7 +74,7 @@ class BlankCrops(TrainingCrops):
     """Black images in place of the empty files; the names are looked up."""
 
     def _read(self, row, rng):
-        assert self.crops.files(row).png.name
+        assert self.crops.files(row).image.name
         return np.zeros((300, 300, 3), np.uint8)
 
 

@@ -56,7 +56,7 @@ def crop_sets(crops: CropTable) -> list[CropSet]:
     by_video: dict[str, list[tuple[int, Path]]] = {}
     for row in range(len(crops)):
         found = by_video.setdefault(crops.name("video", row), [])
-        found.append((int(crops["frame"][row]), crops.files(row).png))
+        found.append((int(crops["frame"][row]), crops.files(row).image))
     sets = []
     for video, found in sorted(by_video.items()):
         frames, paths = zip(*sorted(found))

@@ -22,13 +22,13 @@ import numpy as np
 from preprocessing.dataset import Video
 from preprocessing.faces import TRAINING_THRESHOLDS, half_size, load_detector
 from preprocessing.layout import boxes_path
+from preprocessing.pairs import FRAME_STEP
 from preprocessing.step import open_dataset, run_step, step_parser
 from preprocessing.video import VideoError, read_frames
 from runtime.cli import run_main
 from runtime.device import add_device_option
 from runtime.files import atomic_file
 
-FRAME_STEP = 10  # the winner's setting: crops come from frames 0, 10, 20, …
 BATCH_SIZE = 32  # the winner's setting; it affects the boxes, see `FaceDetector`
 
 

@@ -10,21 +10,17 @@ Method: the winner's: a fake is cropped with its original's boxes, doubled, trun
        frame. He stopped after frame 310; here a video is read to its end.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
 from preprocessing.crops import crop_face, write_image
 from preprocessing.dataset import Video
-from preprocessing.layout import boxes_path, crops_dir
-from preprocessing.pairs import fit_frame, match_original
+from preprocessing.layout import crops_dir
+from preprocessing.pairs import FRAME_STEP, fit_frame, match_original, read_boxes
 from preprocessing.step import open_dataset, run_step, step_parser
 from preprocessing.video import probe, read_frames
 from runtime.cli import UserError, run_main
 from runtime.files import atomic_folder
-
-# Boxes from the winner's own script cover every frame; only every 10th is cropped.
-FRAME_STEP = 10
 
 
 def extract_crops(video: Video, root: Path) -> None:
@@ -35,11 +31,7 @@ def extract_crops(video: Video, root: Path) -> None:
             frames with a face can be decoded.
         VideoError: the video cannot be read.
     """
-    detections = {
-        number: frame_boxes
-        for number, frame_boxes in read_boxes(root, video).items()
-        if number % FRAME_STEP == 0
-    }
+    detections = read_boxes(root, video)
     boxes = {
         number: frame_boxes for number, frame_boxes in detections.items() if frame_boxes
     }
@@ -79,29 +71,6 @@ def extract_crops(video: Video, root: Path) -> None:
                 f"only {decoded} of the {len(boxes)} frames with a face "
                 "could be decoded"
             )
-
-
-def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
-    """Read the boxes of a video's original.
-
-    Returns:
-        frame number to boxes (x1, y1, x2, y2) in half-resolution pixels, or None.
-
-    Raises:
-        UserError: step 1 has written no boxes for it, or the file is damaged.
-    """
-    path = boxes_path(root, video.original)
-    try:
-        entries = json.loads(path.read_text()).items()
-        return {int(number): boxes for number, boxes in entries}
-    except OSError as error:
-        raise UserError(
-            f"{video.path}: there is no {path}; see why step 1 failed on that video"
-        ) from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{video.path}: {path} is damaged; delete it and run step 1 again"
-        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:

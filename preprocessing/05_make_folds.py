@@ -3,10 +3,10 @@
     python -m preprocessing.05_make_folds --root-dir DATA
 
 Reads  the data set's lists, such as DATA/dfdc_train_part_N/metadata.json, and the names
-       below DATA/crops
+       below DATA/crops and DATA/clips
 Writes DATA/folds.csv: video,file,label,original,frame,fold; label 0 is REAL, 1 is FAKE;
        where the data set has them also technique,split; folder, where the crops are not
-       below DATA/crops. Test crops have the fold -1. With --measure-changes also change:
+       below DATA/crops; kind, crop or clip, where there are clips. Test crops have the fold -1. With --measure-changes also change:
        the largest value of a fake crop's diff, 0 to 255, -1 without one
        DATA/videos_SPLIT.csv, where the data set has splits, else videos.csv where it has
        techniques: filename,label,technique,split,video, for `inference.predict --list`
@@ -29,15 +29,21 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
+from preprocessing.clips import CLIP_SUFFIX
 from preprocessing.crop_table import (
     CHANGE_COLUMN,
+    CLIP,
     COLUMNS,
+    CROP,
     FOLDER_COLUMN,
+    KIND_COLUMN,
     OPTIONAL_COLUMNS,
 )
 from preprocessing.crops import read_image
 from preprocessing.dataset import Dataset, Video
 from preprocessing.layout import (
+    clip_videos,
+    clips_dir,
     cropped_videos,
     crops_dir,
     diffs_dir,
@@ -54,22 +60,24 @@ VIDEO_COLUMNS = ["filename", "label", "technique", "split", "video"]
 
 
 def list_crops(dataset: Dataset) -> tuple[array, list[str]]:
-    """List all crops in order: index of its video in `dataset.videos`, file name."""
+    """List all crops and clips: index of its video in `dataset.videos`, file name."""
     video_indices: array[int] = array("i")
     files: list[str] = []
-    cropped = cropped_videos(dataset.root)
+    cropped, with_clips = cropped_videos(dataset.root), clip_videos(dataset.root)
     progress = tqdm(dataset.videos, desc="5 make folds", unit="video")
     for index, video in enumerate(progress):
-        if video.crops:
-            crops = [path.name for path in video.crops]
-        elif video.name in cropped:
-            names = os.listdir(crops_dir(dataset.root, video.name))
-            crops = [name for name in sorted(names) if name.endswith(".png")]
-        else:
-            continue
+        crops = [path.name for path in video.crops]
+        if not crops and video.name in cropped:
+            crops = _names(crops_dir(dataset.root, video.name), ".png")
+        if video.name in with_clips:
+            crops += _names(clips_dir(dataset.root, video.name), CLIP_SUFFIX)
         video_indices.extend([index] * len(crops))
         files += map(sys.intern, crops)
     return video_indices, files
+
+
+def _names(folder: Path, suffix: str) -> list[str]:
+    return [name for name in sorted(os.listdir(folder)) if name.endswith(suffix)]
 
 
 def largest_changes(video: Video, root: Path) -> dict[str, int]:
@@ -105,13 +113,16 @@ def measure_changes(
     return changes
 
 
-def table_columns(dataset: Dataset, has_changes: bool = False) -> list[str]:
+def table_columns(
+    dataset: Dataset, has_changes: bool = False, has_clips: bool = False
+) -> list[str]:
     """The columns of folds.csv: the winner's six, and those that the data set fills."""
     filled = {
         "technique": any(video.technique for video in dataset.videos),
         "split": any(video.split for video in dataset.videos),
         CHANGE_COLUMN: has_changes,
         FOLDER_COLUMN: any(video.crops for video in dataset.videos),
+        KIND_COLUMN: has_clips,
     }
     return COLUMNS + [column for column in OPTIONAL_COLUMNS if filled[column]]
 
@@ -124,7 +135,7 @@ def fold_rows(
     changes: dict[tuple[str, str], int] | None = None,
 ) -> Iterator[list]:
     """One row of `table_columns` for each crop, shuffled by `seed`."""
-    columns = table_columns(dataset, changes is not None)
+    columns = table_columns(dataset, changes is not None, _has_clips(files))
     frames = _frame_numbers(dataset.videos)
     order = array("i", range(len(files)))
     random.Random(seed).shuffle(order)
@@ -142,8 +153,13 @@ def fold_rows(
             "split": video.split,
             CHANGE_COLUMN: (changes or {}).get((video.name, file), -1),
             FOLDER_COLUMN: _folder(video, dataset.root),
+            KIND_COLUMN: CLIP if file.endswith(CLIP_SUFFIX) else CROP,
         }
         yield [row[column] for column in columns]
+
+
+def _has_clips(files: list[str]) -> bool:
+    return any(file.endswith(CLIP_SUFFIX) for file in files)
 
 
 def _frame_numbers(videos: Iterable[Video]) -> dict[tuple[str, str], int]:
@@ -227,12 +243,14 @@ def main(argv: list[str] | None = None) -> int:
     changes = measure_changes(dataset, options) if options.measure_changes else None
     path, columns = (
         folds_path(dataset.root),
-        table_columns(dataset, changes is not None),
+        table_columns(dataset, changes is not None, _has_clips(files)),
     )
     rows = fold_rows(dataset, video_indices, files, options.seed, changes)
     write_csv(path, columns, rows)
     fakes = sum(dataset.videos[index].is_fake for index in video_indices)
-    print(f"5 make folds: {len(files) - fakes} real and {fakes} fake crops in {path}")
+    clips = sum(file.endswith(CLIP_SUFFIX) for file in files)
+    what = f"crops and clips ({clips} clips)" if clips else "crops"
+    print(f"5 make folds: {len(files) - fakes} real and {fakes} fake {what} in {path}")
     if {"technique", "split"} & {*columns}:
         for line in count_crops(dataset, video_indices):
             print(f"5 make folds: {line}")

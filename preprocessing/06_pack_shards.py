@@ -5,8 +5,8 @@
 A few large tar files replace millions of small files. `training.train --format wds`
 reads them.
 
-Reads  DATA/folds.csv, DATA/crops, DATA/landmarks, DATA/diffs
-Writes DATA/shards/fold-NN-{real,fake}-NNNNN.tar: for each crop NNNNNNNN.png, .npy
+Reads  DATA/folds.csv, DATA/crops, DATA/clips, DATA/landmarks, DATA/diffs
+Writes DATA/shards/fold-NN-{real,fake}-NNNNN.tar: for each crop NNNNNNNN.png (of a clip .mp4), .npy
        (landmarks, if any) and .diff.png (if any), byte for byte, and .json (its row of
        folds.csv); a .csv for each: the rows with shard,offset,size;
        DATA/shards/index.csv: all of those rows. If folds.csv or --shard-crops changes,
@@ -114,10 +114,10 @@ def _read_files(crops: CropTable, row: int) -> Iterator[tuple[str, bytes]]:
     """Extension and bytes of each file of a crop."""
     files = crops.files(row)
     try:
-        yield "png", files.png.read_bytes()
+        yield files.image.suffix[1:], files.image.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{files.png}: cannot be read ({error.strerror}); run steps 2 and 5 again"
+            f"{files.image}: cannot be read ({error.strerror}); run steps 2 and 5 again"
         ) from error
     for extension, path in (
         ("npy", files.npy),
@@ -146,7 +146,7 @@ def _select_rows(crops: CropTable, fold: int, label: int) -> np.ndarray:
 @cache
 def _read_crops(root: Path, digest: str) -> CropTable:
     """Read folds.csv once per worker and version, so that tasks need not carry rows."""
-    return read_crop_table(root)
+    return read_crop_table(root, kind=None)
 
 
 def _remove_outdated(folder: Path, source: dict[str, str | int]) -> None:
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     root = output_root(options)
-    crops, index = read_crop_table(root), shard_index_path(root)
+    crops, index = read_crop_table(root, kind=None), shard_index_path(root)
     digest = hashlib.sha256(folds_path(root).read_bytes()).hexdigest()
     source = {"folds.csv": digest, "shard_crops": options.shard_crops}
     _remove_outdated(index.parent, source)

@@ -1,11 +1,12 @@
-"""Run all preprocessing steps in the same workers; step 6 only with --format wds.
+"""Run all preprocessing steps in the same workers; step 6 only with --format wds, clips
+only with --clips.
 
     python -m preprocessing --root-dir DATA
 
 The workers import modules and load networks only once.
 
 Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}, or another data set (--dataset)
-Writes DATA/{boxes, crops, landmarks, diffs, folds.csv, failures.csv, shards}; see the
+Writes DATA/{boxes, crops, clips, landmarks, diffs, folds.csv, failures.csv, shards}; see the
        `--help` of each step; with --output-dir there
 """
 
@@ -20,6 +21,7 @@ from runtime.executor import executor_arguments, executor_options, persistent_wo
 
 PACK_STEP = "06_pack_shards"
 LANDMARK_STEP = "03_extract_landmarks"
+CLIP_STEP = "02_extract_clips"
 STEPS = (
     "01_detect_faces",
     "02_extract_crops",
@@ -40,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         help="format of the crops for training: files, or also WebDataset shards, "
         "a few large files for a file system that is slow with millions of small ones",
     )
+    parser.add_argument(
+        "--clips",
+        action="store_true",
+        help="also cut clips, for networks that see change over time",
+    )
     import_module(f"preprocessing.{LANDMARK_STEP}").add_landmarks_option(parser)
     options = parser.parse_args(argv)
     common = [
@@ -54,8 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         "--ignore-skipped",
         *executor_arguments(options),
     ]
+    steps = [*STEPS]
+    if options.clips:
+        steps.insert(2, CLIP_STEP)
+    if options.format == "wds":
+        steps.append(PACK_STEP)
     with persistent_workers(executor_options(options)):
-        for step in (*STEPS, PACK_STEP) if options.format == "wds" else STEPS:
+        for step in steps:
             device = ["--device", options.device] if step in DETECTOR_STEPS else []
             landmarks = ["--landmarks", options.landmarks]
             landmarks += ["--points", str(options.points)]

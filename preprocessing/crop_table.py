@@ -5,9 +5,11 @@ Reads DATA/folds.csv           video,file,label,original,frame,fold and, optiona
       DATA/shards/index.csv    the same without folder, and shard,offset,size: where
                                step 6 packed the crop
 
-A row takes 20 bytes, or 36 for a crop in a shard; 10 more with all optional columns. Each distinct name is stored once,
-and rows refer to it by index. Two million crops take 40 MB, which PyTorch's data loader
-workers share.
+With clips folds.csv also has the column kind, crop or clip.
+
+A row takes 20 bytes, or 36 for a crop in a shard; 12 more with all optional columns. Each
+distinct name is stored once, and rows refer to it by index. Two million crops take 40 MB,
+which PyTorch's data loader workers share.
 """
 
 import csv
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from preprocessing.layout import (
+    clips_dir,
     crops_dir,
     diffs_dir,
     folds_path,
@@ -37,7 +40,8 @@ COLUMNS = ["video", "file", "label", "original", "frame", "fold"]
 # of data sets that have them; the largest value of a fake crop's diff, 0 to 255, -1
 # without; the folder of crops that are not below DATA/crops
 CHANGE_COLUMN, FOLDER_COLUMN = "change", "folder"
-OPTIONAL_COLUMNS = ["technique", "split", CHANGE_COLUMN, FOLDER_COLUMN]
+KIND_COLUMN, CROP, CLIP = "kind", "crop", "clip"
+OPTIONAL_COLUMNS = ["technique", "split", CHANGE_COLUMN, FOLDER_COLUMN, KIND_COLUMN]
 # offset and size in bytes of a crop together with its landmarks, diff and metadata
 SHARD_COLUMNS = ["shard", "offset", "size"]
 # column: key of its list of distinct names, which columns may share
@@ -46,7 +50,7 @@ STRING_COLUMNS = {
     "original": "video",
     "file": "file",
     "shard": "shard",
-    **{column: column for column in ("technique", "split", FOLDER_COLUMN)},
+    **{column: column for column in ("technique", "split", FOLDER_COLUMN, KIND_COLUMN)},
 }
 DTYPES = {
     "video": "i4",
@@ -61,17 +65,18 @@ OPTIONAL_DTYPES = {
     "split": "i2",
     CHANGE_COLUMN: "i2",
     FOLDER_COLUMN: "i4",
+    KIND_COLUMN: "i2",
 }
 SHARD_DTYPES = {"shard": "i4", "size": "i4", "offset": "i8"}
 CHUNK_ROWS = 500  # per read: fits the CPU cache, twice as fast as 100,000
 
 
 class CropFiles(NamedTuple):
-    """Paths of a crop, its diff, and its 5 and 68 landmarks; all but the first may not
-    exist.
+    """Paths of a crop or clip, its diff, and its 5 and 68 landmarks; all but the first
+    may not exist. A clip has those of its middle frame.
     """
 
-    png: Path
+    image: Path
     npy: Path
     diff: Path
     npy68: Path
@@ -136,6 +141,8 @@ class CropTable:
         video, file = self.name("video", row), self.name("file", row)
         stem = Path(file).stem
         folder, owner = crops_dir(self.root, video), self.name("original", row)
+        if self.is_clip(row):
+            folder = clips_dir(self.root, video)
         if FOLDER_COLUMN in self.columns and (own := self.name(FOLDER_COLUMN, row)):
             folder, owner = self.root / own, video
         return CropFiles(
@@ -144,6 +151,9 @@ class CropTable:
             diffs_dir(self.root, video) / f"{stem}_diff.png",
             landmarks_dir(self.root, owner, 68) / f"{stem}.npy",
         )
+
+    def is_clip(self, row: int) -> bool:
+        return KIND_COLUMN in self.columns and self.name(KIND_COLUMN, row) == CLIP
 
     def original_rows(self) -> np.ndarray:
         """The row of the original's crop of the same file name, (N,); -1 where none is.
@@ -186,8 +196,13 @@ class CropTable:
         self.rows = state["_shared"].numpy().view(dtype)
 
 
-def read_crop_table(root: Path, format: str = "files") -> CropTable:
+def read_crop_table(
+    root: Path, format: str = "files", kind: str | None = CROP
+) -> CropTable:
     """Read DATA/folds.csv, or DATA/shards/index.csv where `format` is "wds".
+
+    Args:
+        kind: the rows to read, of crops or of clips; None: of both.
 
     Raises:
         UserError: the file cannot be read, lacks a column, has an invalid row, or lists
@@ -217,7 +232,16 @@ def read_crop_table(root: Path, format: str = "files") -> CropTable:
         key: np.array([*map(os.fsencode, indices)] or [b""])
         for key, indices in names.items()
     }
-    return CropTable(root, name_arrays, np.concatenate(chunks))
+    table = CropTable(root, name_arrays, np.concatenate(chunks))
+    if kind is None or (KIND_COLUMN not in table.columns and kind == CROP):
+        return table
+    table = table.select(table.is_value(KIND_COLUMN, kind))
+    if not len(table):
+        raise UserError(
+            f"{path}: lists no {kind}s; run ./preprocess_data.sh {root}"
+            + " --clips" * (kind == CLIP)
+        )
+    return table
 
 
 def _read_chunks(

@@ -17,9 +17,18 @@ def crops_dir(root: Path, video: str) -> Path:
     return root / "crops" / video
 
 
+def clips_dir(root: Path, video: str) -> Path:
+    return root / "clips" / video
+
+
 def cropped_videos(root: Path) -> set[str]:
     """Names of the videos with crops from step 2, from one directory listing."""
     return list_names(root / "crops")
+
+
+def clip_videos(root: Path) -> set[str]:
+    """Names of the videos with clips, likewise."""
+    return list_names(root / "clips")
 
 
 def landmarks_dir(root: Path, video: str, count: int = 5) -> Path:

@@ -6,6 +6,7 @@ FaceForensics++, Face2Face and NeuralTextures leave out the borders of frames wh
 is no multiple of 16.
 """
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +16,14 @@ import cv2
 import numpy as np
 
 from preprocessing.dataset import Video
+from preprocessing.layout import boxes_path
 from preprocessing.video import VideoInfo, probe, read_frames
 from runtime.cli import UserError
 
 Size = tuple[int, int]  # width, height in pixels
 
+# Step 1 searches every 10th frame; boxes from the winner's own script cover all.
+FRAME_STEP = 10
 MAX_RATE_DIFFERENCE = 0.01  # of the frame rate: 29.97 and 30 are the same
 MAX_START_DIFFERENCE = 0.25  # seconds: more than the delay of B frames
 MAX_SHAPE_DIFFERENCE = 0.02  # of width / height: rounding to even numbers
@@ -42,6 +46,30 @@ class Fit(NamedTuple):
 
     size: Size
     is_middle: bool = False
+
+
+def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
+    """Read the boxes of a video's original, of every 10th frame.
+
+    Returns:
+        frame number to boxes (x1, y1, x2, y2) in half-resolution pixels, or None.
+
+    Raises:
+        UserError: step 1 has written no boxes for it, or the file is damaged.
+    """
+    path = boxes_path(root, video.original)
+    try:
+        entries = json.loads(path.read_text()).items()
+        boxes = {int(number): each for number, each in entries}
+    except OSError as error:
+        raise UserError(
+            f"{video.path}: there is no {path}; see why step 1 failed on that video"
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{video.path}: {path} is damaged; delete it and run step 1 again"
+        ) from error
+    return {number: each for number, each in boxes.items() if number % FRAME_STEP == 0}
 
 
 def match_original(
@@ -130,6 +158,12 @@ def _ratio(one: Size, other: Size) -> float:
 
 # DFDC has five fakes of each original
 _probe_original = lru_cache(maxsize=4096)(probe)
+
+
+def probe_original(video: Video) -> VideoInfo | None:
+    """What the packets of a fake's original say; None of a real video."""
+    is_fake = video.is_fake and video.original_path is not None
+    return _probe_original(video.original_path) if is_fake else None
 
 
 def fit_frame(frame: np.ndarray, fit: Fit | None) -> np.ndarray:

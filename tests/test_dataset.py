@@ -12,7 +12,7 @@ from runtime.cli import UserError
 from runtime.files import open_csv, write_csv
 from tests.media import FAKE, REAL
 from training.augment import plain_transform
-from training.config import Config
+from training.config import Config, InputSettings
 from training.dataset import (
     BalancedSampler,
     TrainingCrops,
@@ -113,7 +113,7 @@ def test_without_augmentation_and_cutouts_a_crop_is_itself(data):
     )
     for row in range(len(crops)):
         item = TrainingCrops(crops, config)[row, 9]
-        expected = ValidationCrops(crops, 64)[row]["image"]
+        expected = ValidationCrops(crops, InputSettings(size=64))[row]["image"]
         np.testing.assert_array_equal(item["image"], expected)
 
 
@@ -145,7 +145,7 @@ def test_a_broken_crop_is_named_and_replaced_by_one_of_its_kind(data):
     assert item["label"] == pytest.approx(0.99)
     assert len(item["broken"]) >= 1 and f"{FAKE}/0_0.png" in item["broken"][0]
     with pytest.raises(UserError, match="0_0.png: not an image"):
-        ValidationCrops(crops, 64)[row]
+        ValidationCrops(crops, InputSettings(size=64))[row]
     for path in (data / "crops" / FAKE).iterdir():
         path.write_bytes(b"")
     with pytest.raises(UserError, match="5 crops in a row"):

@@ -17,7 +17,7 @@ from runtime.cli import UserError
 from runtime.files import write_csv
 from tests.test_train import SMALL, arguments, metrics
 from training import train
-from training.config import Config
+from training.config import Config, InputSettings
 from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops, interleave
 from training.samples import Sample
 
@@ -220,7 +220,7 @@ def test_a_damaged_shard_counts_as_broken_crops(packed, tmp_path):
     path = root / "shards" / crops.name("shard", 0)
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(UserError, match=rf"{path.name}.*delete .*\.\*"):
-        ValidationCrops(crops, 64)[0]
+        ValidationCrops(crops, InputSettings(size=64))[0]
     item = TrainingCrops(crops, Config(input={"size": 64}))[0, 3]
     assert item["broken"] and path.name in item["broken"][0]
 

@@ -22,7 +22,7 @@ from runtime.cli import MachineError, UserError
 from tests.media import REAL
 from training import train
 from training.checkpoint import load_checkpoint
-from training.config import load_config
+from training.config import InputSettings, load_config
 from training.curves import _points
 from training.dataset import BalancedSampler, train_val_split
 from training.distributed import World
@@ -451,13 +451,13 @@ def test_the_need_of_shared_memory_by_hand(monkeypatch, workers, batches, proces
     needed = processes * batches * 2 * 32 * 32 * 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     monkeypatch.setattr(train, "free_shared_memory", lambda: 2 * needed)
-    train.check_shared_memory([loader, loader], 32)
+    train.check_shared_memory([loader, loader], InputSettings(size=32))
     monkeypatch.setattr(train, "free_shared_memory", lambda: 2 * needed - 1)
     if workers:
         with pytest.raises(MachineError, match=f"or fewer than {workers}$"):
-            train.check_shared_memory([loader, loader], 32)
+            train.check_shared_memory([loader, loader], InputSettings(size=32))
     monkeypatch.setattr(train, "free_shared_memory", lambda: None)
-    train.check_shared_memory([loader, loader], 32)
+    train.check_shared_memory([loader, loader], InputSettings(size=32))
 
 
 def test_the_free_shared_memory(monkeypatch, tmp_path):

@@ -383,7 +383,7 @@ def test_pairs_are_mixed_by_hand(crops):
     image, share = dataset._mix_with_original(
         fake, Sample(crops, fake).image(), np.random.default_rng(0)
     )
-    real = read_image(crops.files(int(originals[fake])).png).astype(float)
+    real = read_image(crops.files(int(originals[fake])).image).astype(float)
     expected = (1 - share) * real + share * Sample(crops, fake).image()
     assert np.abs(image - expected).max() <= 0.51
     alone = crops.select(crops["label"] == 1)
@@ -596,8 +596,8 @@ def test_the_study_resumes_and_writes_its_table(
     assert {settings for _, settings in runs} == {(), ("codec=0.5", "ema=0.9")}
     printed = capsys.readouterr().out
     assert "8 of 8 networks to train" in printed and "5 of 8 networks" in printed
-    # 6 epochs of 125 batches of 32 images at 10 a second
-    assert f"about {5 * 6 * 125 * 32 / 10 / 3600:.1f} hours" in printed
+    # 6 epochs of 100 batches of 32 images at 10 a second
+    assert f"about {5 * 6 * 100 * 32 / 10 / 3600:.1f} hours" in printed
     assert "(unseen)" in printed and "plain" in printed
     assert (tmp_path / "out" / "table.txt").read_text() in printed
     with pytest.raises(UserError, match="was begun with another config;"):
@@ -630,7 +630,7 @@ def test_shuffled_labels_are_a_permutation_of_videos(study_data, tmp_path):
             label for label, _ in after.values()
         )
     for row in range(len(shuffled)):
-        assert shuffled.files(row).png.exists()
+        assert shuffled.files(row).image.exists()
 
 
 @pytest.mark.slow

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from preprocessing.clips import choose_frames
 from preprocessing.crop_table import CHANGE_COLUMN, CropTable
 from preprocessing.dataset import NO_FOLD
 from preprocessing.layout import folds_path
 from runtime.cli import UserError
 from training.augment import TrainingTransform, plain_transform
-from training.codec import compress
-from training.config import Config
+from training.codec import FRAME_RATES, compress, encode_clip
+from training.config import Config, InputSettings
 from training.cutout import half_cutout, hull_cutout, landmark_cutout
 from training.samples import Sample
 from training.self_blend import part_blend, self_blend
@@ -27,6 +28,8 @@ from training.self_blend import part_blend, self_blend
 MAX_ATTEMPTS = 5
 # Shards of each class that crops are drawn from at the same time.
 INTERLEAVED_SHARDS = 8
+# Of clips: a factor of the playback speed at most, and how often a frame is dropped.
+MAX_SPEED, DROPPED_FRAMES = 1.25, 0.25
 # Below this largest value of its diff (255 at an SSIM of 0) a fake crop shows a face that
 # was not changed, only compressed again. Of 1,170 fake crops of real videos (DFDC's and
 # FaceForensics++'s at c40) the 108 of a bystander had 72 to 167, all others 233 to 255.
@@ -244,11 +247,12 @@ def interleave(arrays: list[np.ndarray], generator: np.random.Generator) -> np.n
 
 
 class TrainingCrops(Dataset):
-    """Augmented crops, indexed by (row, seed) or (row, seed, is_blend).
+    """Augmented crops or clips, indexed by (row, seed) or (row, seed, is_blend).
 
-    An item has `image` (S, S, 3) uint8 RGB, `label` (smoothed), `row`, `seed`, and
-    `broken`: the error of each unreadable crop that was replaced. `row` is the row of
-    the crop that was used.
+    An item has `image` (S, S, 3) uint8 RGB, of a clip (T, S, S, 3), `label` (smoothed),
+    `row`, `seed`, and `broken`: the error of each unreadable crop that was replaced.
+    `row` is the row of the crop that was used. All frames of a clip are augmented by
+    the same draws.
     """
 
     def __init__(self, crops: CropTable, config: Config):
@@ -265,7 +269,7 @@ class TrainingCrops(Dataset):
         broken: list[str] = []
         for _ in range(MAX_ATTEMPTS):
             try:
-                image, label = self._read(row, is_blend, rng, extra)
+                images, label = self._read(row, is_blend, rng, extra)
                 break
             except UserError as error:
                 broken.append(str(error))
@@ -278,13 +282,14 @@ class TrainingCrops(Dataset):
         size = self.config.input.size
         if rng.random() < self.config.augmented:
             self._transform = self._transform or TrainingTransform(size)
-            image = self._transform(image, rng.getrandbits(32))
+            transform_seed = rng.getrandbits(32)
+            images = [self._transform(image, transform_seed) for image in images]
         else:
-            image = plain_transform(image, size)
+            images = [plain_transform(image, size) for image in images]
         smoothing = self.config.label_smoothing
         label = float(np.clip(label, smoothing, 1 - smoothing))
         return {
-            "image": image,
+            "image": np.stack(images) if self.config.input.clip_frames else images[0],
             "label": np.float32(label),
             "row": row,
             "seed": seed,
@@ -297,34 +302,54 @@ class TrainingCrops(Dataset):
         is_blend: bool,
         rng: random.Random,
         extra: np.random.Generator,
-    ) -> tuple[np.ndarray, float]:
-        """A crop (h, w, 3) uint8 RGB with at most one cutout, and its label.
+    ) -> tuple[list[np.ndarray], float]:
+        """The frames of a clip, or the one image of a crop, each (h, w, 3) uint8 RGB,
+        with at most one cutout, and its label.
 
         Args:
             extra: for what the winner's recipe lacks.
         """
         config, sample = self.config, Sample(self.crops, row)
-        image, landmarks = sample.image(), sample.landmarks()
         label, diff = float(self.crops["label"][row]), None
         codec_seed = extra.integers(2**63)
-        if is_blend:
-            points = sample.outline_landmarks()
-            in_part = config.part_blended and extra.random() < config.part_blended
-            if in_part and points is not None:
-                image, mask = part_blend(image, points, extra)
-            else:
-                image, mask = self_blend(image, points, extra)
-            label, diff = 1.0, (mask * 255).astype(np.uint8)
+        codec = np.random.default_rng(codec_seed)
+        is_encoded = bool(config.codec) and codec.random() < config.codec
+        if config.input.clip_frames:
+            rate = codec.uniform(*FRAME_RATES) if is_encoded else 0.0
+            images = self._clip_frames(sample, rate, extra)
+        else:
+            images = [sample.image()]
+        if is_blend or (config.input.clip_frames and label == 0):
+            images, mask = self._blend(images, sample, is_blend, extra)
+            label = float(is_blend)
+            diff = (mask * 255).astype(np.uint8)
         elif label == 1 and extra.random() < config.pair_mixup:
-            image, label = self._mix_with_original(row, image, extra)
-        if config.codec:
-            codec = np.random.default_rng(codec_seed)
-            if codec.random() < config.codec:
-                image = compress(image, codec)
+            images[0], label = self._mix_with_original(row, images[0], extra)
+        if is_encoded and config.input.clip_frames:
+            images = [*encode_clip(np.stack(images), codec)]
+        elif is_encoded:
+            images = [compress(images[0], codec)]
+        state, cut = rng.getstate(), []
+        for image in images:
+            rng.setstate(state)
+            cut.append(self._cut(image, sample, diff, is_blend, row, rng))
+        return cut, label
+
+    def _cut(
+        self,
+        image: np.ndarray,
+        sample: Sample,
+        diff: np.ndarray | None,
+        is_blend: bool,
+        row: int,
+        rng: random.Random,
+    ) -> np.ndarray:
+        """An image with at most one cutout."""
+        config, landmarks = self.config, sample.landmarks()
         if landmarks is not None and rng.random() < config.landmark_cutout:
-            return landmark_cutout(image, landmarks, rng), label
+            return landmark_cutout(image, landmarks, rng)
         if rng.random() < config.hull_cutout:
-            return hull_cutout(image, sample.outline_landmarks(), rng), label
+            return hull_cutout(image, sample.outline_landmarks(), rng)
         if rng.random() < config.half_cutout:
             diff = sample.diff() if diff is None else diff
             if diff is None:
@@ -332,8 +357,62 @@ class TrainingCrops(Dataset):
             if diff.shape != image.shape[:2]:
                 raise sample.diff_size_error()
             is_fake = is_blend or bool(self.crops["label"][row])
-            return half_cutout(image, diff, is_fake, rng), label
-        return image, label
+            return half_cutout(image, diff, is_fake, rng)
+        return image
+
+    def _clip_frames(
+        self, sample: Sample, rate: float, rng: np.random.Generator
+    ) -> list[np.ndarray]:
+        """The frames that the network sees, at a random place and speed.
+
+        Args:
+            rate: frames a second to which the clip is reduced; 0: none.
+        """
+        frames, fps = sample.clip()
+        settings = self.config.input
+        speed, start, drop = 1.0, rng.random(), rng.random()
+        if rng.random() < self.config.augmented:
+            speed = float(np.exp(rng.uniform(-1, 1) * np.log(MAX_SPEED)))
+        numbers = choose_frames(
+            len(frames),
+            fps,
+            settings.clip_frames,
+            settings.clip_spacing * speed,
+            start,
+            min(rate, fps),
+        )
+        if drop < DROPPED_FRAMES * self.config.augmented and len(numbers) > 1:
+            place = int(rng.integers(1, len(numbers)))
+            numbers[place] = numbers[place - 1]
+        return [frames[number] for number in numbers]
+
+    def _blend(
+        self,
+        images: list[np.ndarray],
+        sample: Sample,
+        is_blend: bool,
+        rng: np.random.Generator,
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """Self-blends of the frames, and the first one's mask.
+
+        Of a crop one blend. Of a clip: a blend has other draws in each frame, so that it
+        flickers. The real clips, of which a fraction is blended too, have the same draws
+        in all of them, so that a single frame does not hold the label.
+        """
+        config, is_clip = self.config, bool(self.config.input.clip_frames)
+        seed = int(rng.integers(2**63)) if is_clip else 0
+        if not is_blend and not rng.random() < config.self_blended:
+            return images, np.zeros(images[0].shape[:2], np.float32)
+        points, blends = sample.outline_landmarks(), []
+        for number, image in enumerate(images):
+            draws = np.random.default_rng([seed, number if is_blend else 0])
+            draws = draws if is_clip else rng
+            in_part = config.part_blended and draws.random() < config.part_blended
+            if in_part and points is not None:
+                blends.append(part_blend(image, points, draws))
+            else:
+                blends.append(self_blend(image, points, draws))
+        return [image for image, _ in blends], blends[0][1]
 
     def _mix_with_original(
         self, row: int, image: np.ndarray, rng: np.random.Generator
@@ -359,25 +438,37 @@ class TrainingCrops(Dataset):
 
 
 class ValidationCrops(Dataset):
-    """Crops without augmentation, indexed by row.
+    """Crops or clips without augmentation, indexed by row.
 
-    An item has `image` (S, S, 3) uint8 RGB, `label` (0 or 1) and `row`. An unreadable
-    crop raises a `UserError`.
+    An item has `image` (S, S, 3) uint8 RGB, of a clip (T, S, S, 3) from its middle,
+    `label` (0 or 1) and `row`. An unreadable crop raises a `UserError`.
     """
 
-    def __init__(self, crops: CropTable, size: int):
-        self.crops, self._size = crops, size
+    def __init__(self, crops: CropTable, settings: InputSettings):
+        self.crops, self._settings = crops, settings
 
     def __len__(self) -> int:
         return len(self.crops)
 
     def __getitem__(self, row: int) -> dict:
-        image = plain_transform(Sample(self.crops, row).image(), self._size)
+        sample, settings = Sample(self.crops, row), self._settings
+        if settings.clip_frames:
+            frames, fps = sample.clip()
+            numbers = choose_frames(
+                len(frames), fps, settings.clip_frames, settings.clip_spacing
+            )
+            image = np.stack(
+                [plain_transform(frames[number], settings.size) for number in numbers]
+            )
+        else:
+            image = plain_transform(sample.image(), settings.size)
         return {"image": image, "label": self.crops["label"][row], "row": row}
 
 
 def collate(samples: list[dict]) -> dict:
-    """A batch: image (N, S, S, 3) uint8 and label (N,) as tensors, others as lists."""
+    """A batch: image (N, S, S, 3) or (N, T, S, S, 3) uint8 and label (N,) as tensors,
+    others as lists.
+    """
     batch: dict = {key: [sample[key] for sample in samples] for key in samples[0]}
     batch["image"] = torch.from_numpy(np.stack(batch["image"]))
     batch["label"] = torch.from_numpy(np.array(batch["label"], np.float32))

@@ -5,12 +5,15 @@
 
 Reads  DATA/folds.csv and its crops, as `training.train`
 Writes a PNG: the first images of an epoch, augmented as in training, with their labels.
-       A real crop and its self-blend stand beside each other.
+       A real crop and its self-blend stand beside each other. A clip is a row of its
+       frames.
 """
 
 from pathlib import Path
 
-from preprocessing.crop_table import FORMATS, read_crop_table
+import numpy as np
+
+from preprocessing.crop_table import CLIP, CROP, FORMATS, read_crop_table
 from runtime.cli import make_parser, positive_int, run_main
 from runtime.files import save_figure
 from training.config import load_config
@@ -39,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     config = load_config(options.config, options.set)
-    crops = read_crop_table(options.data_dir, options.format)
+    is_clip = bool(config.input.clip_frames)
+    kind = CLIP if is_clip else CROP
+    crops = read_crop_table(options.data_dir, options.format, kind)
     training, _ = train_val_split(crops, options.fold, config.validation_frame_step)
     training, _ = treat_unchanged(training, config.unchanged)
     sampler = BalancedSampler(
@@ -53,15 +58,16 @@ def main(argv: list[str] | None = None) -> int:
     # a blend has its partner's row and seed, and comes after it
     items = sorted(sampler, key=lambda item: (item[1], item[2:]))
     dataset = TrainingCrops(training, config)
-    rows = -(-len(items) // COLUMNS)
+    columns = 1 if is_clip else COLUMNS
+    rows = -(-len(items) // columns)
     with save_figure(options.output, COLUMNS * SIDE, rows * (SIDE + 0.3)) as figure:
-        grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.axis("off")
         for axes, item in zip(grid, items):
             sample = dataset[item]
             kind = "blend " if item[2:] == (True,) else ""
-            axes.imshow(sample["image"])
+            axes.imshow(np.hstack(sample["image"]) if is_clip else sample["image"])
             axes.set_title(f"{kind}{sample['label']:.2f}", fontsize=8)
     print(f"{options.output}: {len(items)} images; above each its label, 1 = FAKE")
     return 0

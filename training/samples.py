@@ -14,6 +14,7 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
+from preprocessing.clips import CLIP_SUFFIX, read_clip
 from preprocessing.crop_table import CropTable
 from preprocessing.crops import decode_image, read_image
 from preprocessing.layout import shard_index_path
@@ -40,7 +41,16 @@ class Sample:
 
     def image(self) -> np.ndarray:
         """The crop (h, w, 3) uint8 RGB."""
-        return self._image("png", self._files.png, cv2.IMREAD_COLOR_RGB)
+        return self._image("png", self._files.image, cv2.IMREAD_COLOR_RGB)
+
+    def clip(self) -> tuple[np.ndarray, float]:
+        """The frames of a clip (T, h, w, 3) uint8 RGB, and how many there are a second."""
+        extension, path = CLIP_SUFFIX[1:], self._files.image
+        try:
+            data = self._members[extension] if self._in_shards else path.read_bytes()
+        except (OSError, KeyError):
+            data = b""
+        return read_clip(data, *self._describe(extension, path))
 
     def diff(self) -> np.ndarray | None:
         """Difference from the real crop (h, w) uint8, or None if step 4 made none."""

@@ -31,7 +31,7 @@ import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_info
 from tqdm import tqdm
 
-from preprocessing.crop_table import FORMATS, CropTable, read_crop_table
+from preprocessing.crop_table import CLIP, CROP, FORMATS, CropTable, read_crop_table
 from preprocessing.layout import landmarks_dir
 from runtime.cli import (
     MachineError,
@@ -45,7 +45,7 @@ from runtime.device import add_device_option
 from runtime.files import atomic_file, open_csv, write_csv, write_errors
 from runtime.process import block_sigint, die_with_parent, tune_malloc
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
-from training.config import Config, load_config
+from training.config import Config, InputSettings, load_config
 from training.curves import draw_curves
 from training.dataset import (
     BalancedSampler,
@@ -184,13 +184,13 @@ def make_loader(
     )
 
 
-def check_shared_memory(loaders: Sequence[DataLoader], size: int) -> None:
+def check_shared_memory(loaders: Sequence[DataLoader], settings: InputSettings) -> None:
     """Refuse to begin where the loaders' batches do not fit in shared memory.
 
     Counted are the images that all training processes of this machine prefetch.
 
     Args:
-        size: of the images, in pixels.
+        settings: of the network's input.
 
     Raises:
         MachineError: there is less free space.
@@ -199,7 +199,8 @@ def check_shared_memory(loaders: Sequence[DataLoader], size: int) -> None:
     for loader in loaders:
         batches = loader.num_workers * (loader.prefetch_factor or 0)
         images += min(batches, len(loader)) * (loader.batch_size or 0)
-    needed = images * size * size * 3 * local_world_size()
+    size = 3 * settings.size**2 * max(1, settings.clip_frames)
+    needed = images * size * local_world_size()
     free = free_shared_memory()
     if free is not None and needed > free:
         raise MachineError(
@@ -243,7 +244,8 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
             f"{options.output_dir}: the processes do not see the same checkpoint in "
             "it; it must be on a file system that all nodes share"
         )
-    crops = read_crop_table(options.data_dir, options.format)
+    kind = CLIP if config.input.clip_frames else CROP
+    crops = read_crop_table(options.data_dir, options.format, kind)
     crops = leave_out(crops, options.leave_out)
     training, validation = train_val_split(
         crops, options.fold, config.validation_frame_step
@@ -253,7 +255,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     train_set = TrainingCrops(training, config)
     train_loader = make_loader(train_set, options.workers, config.batch_size, sampler)
     val_loader = _make_validation_loader(trainer, validation, options.workers)
-    check_shared_memory([train_loader, val_loader], config.input.size)
+    check_shared_memory([train_loader, val_loader], config.input)
     if world.is_main:
         _print_summary(name, trainer, training, validation, start)
         if config.unchanged != "keep":
@@ -304,7 +306,7 @@ def _make_validation_loader(
     """A loader of this process's share of the validation crops."""
     config, world = trainer.config, trainer.world
     subset = Subset(
-        ValidationCrops(validation, config.input.size),
+        ValidationCrops(validation, config.input),
         range(world.rank, len(validation), world.size),
     )
     return make_loader(subset, workers, 2 * config.batch_size)
