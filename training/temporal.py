@@ -8,6 +8,7 @@ at first, the frame network's logits bit for bit.
 - depthwise: each channel by itself, after the 1 x 1 convolution; in a B7 210,000
   parameters more and 1 % more multiply-adds.
 - dense: the 1 x 1 convolution becomes 3 x 1 x 1, as NtechLab's (third place in DFDC).
+- none: the frame network itself, whose logits are averaged over the clip; a control.
 
 Frames stay in the batch axis: (N * T, C, H, W), the T frames of a clip in a row. At a
 clip's ends the first and the last frame are repeated.
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from runtime.cli import UserError
 
-Temporal = Literal["depthwise", "dense"]
+Temporal = Literal["depthwise", "dense", "none"]
 
 
 class TemporalPointwise(nn.Conv2d):
@@ -76,6 +77,8 @@ def add_time(encoder: nn.Module, frames: int, kind: Temporal) -> None:
     Raises:
         UserError: it has no such block.
     """
+    if kind == "none":
+        return
     from timm.models._efficientnet_blocks import InvertedResidual
 
     blocks = [each for each in encoder.modules() if isinstance(each, InvertedResidual)]
