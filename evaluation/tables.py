@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from inference.submission import CLIP_COLUMN
 from preprocessing.dataset import parse_label, parse_number
 from preprocessing.datasets.dfdc import read_metadata
 from preprocessing.video import SUFFIXES
@@ -126,6 +127,7 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
         UserError: a frame or a probability is no number in its range.
     """
     videos: dict[str, dict] = defaultdict(dict)
+    clip_models = set()  # which score some frames' faces only
     for row in read_csv_rows(path, FACES_COLUMNS):
         try:
             frame, probability = int(row["frame"]), parse_number(row["probability"])
@@ -140,6 +142,8 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
             )
         by_model = videos[row["video"]].setdefault(frame, defaultdict(list))
         by_model[row["model"]].append(probability)
+        if row.get(CLIP_COLUMN):
+            clip_models.add(row["model"])
     if not videos:
         raise UserError(f"{path}: lists no face")
     models = {
@@ -148,6 +152,7 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
         for each in frames.values()
         for model in each
     }
+    models = models - clip_models or models
     for video, frames in videos.items():
         for frame, by_model in frames.items():
             counts = {len(by_model.get(model, [])) for model in models}
@@ -160,11 +165,16 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
 
 
 def frame_scores(frames: dict[int, dict[str, list[float]]]) -> dict[int, float]:
-    """A video's score of each frame: mean over networks, then the largest face's."""
-    return {
-        frame: float(np.mean(list(by_model.values()), axis=0).max())
-        for frame, by_model in frames.items()
-    }
+    """A video's score of each frame: mean over networks, then the largest face's.
+
+    Networks that score fewer faces of it than others, as those of clips, are left out.
+    """
+    scores = {}
+    for frame, by_model in frames.items():
+        most = max(map(len, by_model.values()))
+        whole = [each for each in by_model.values() if len(each) == most]
+        scores[frame] = float(np.mean(whole, axis=0).max())
+    return scores
 
 
 def scores_by_model(frames: dict[int, dict[str, list[float]]]) -> list[np.ndarray]:

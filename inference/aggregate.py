@@ -4,7 +4,7 @@
 faces, (K,) with K at least 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -71,9 +71,11 @@ POOLED = {"confidence"}
 def ensemble_label(by_model: list[np.ndarray], rule: str = "winner") -> float:
     """The submission's label: the mean over networks of the rule's label for each.
 
-    0.5 where there is no face.
+    Networks without a score, as a clip network where no clip could be cut, are left out;
+    0.5 where there is no score at all.
     """
-    if not by_model or not len(by_model[0]):
+    by_model = [each for each in by_model if len(each)]
+    if not by_model:
         return NO_ANSWER
     if rule in POOLED:
         by_model = [np.concatenate(by_model)]
@@ -81,7 +83,7 @@ def ensemble_label(by_model: list[np.ndarray], rule: str = "winner") -> float:
 
 
 def top_faces(
-    probabilities: dict[str, Sequence[float]], count: int = TOP_FACES
+    probabilities: Mapping[str, Sequence[float]], count: int = TOP_FACES
 ) -> list[int]:
     """Indices of the top-k faces by their mean over networks, highest first."""
     means = np.mean(list(probabilities.values()), axis=0)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inference.aggregate import TOP_FACES, top_faces
-from inference.extraction import VideoFaces, extract_faces
+from inference.extraction import ClipInput, VideoFaces, extract_faces
 from runtime.cli import MachineError, UserError
 from runtime.device import pick_device
 from training.checkpoint import load_classifier
@@ -30,6 +30,9 @@ GPU_BATCH = 64  # faces a forward pass on a GPU, enough to fill it; not measured
 # last digit with the number of threads that share it, and a score must be the same on
 # any machine. Batches of B7 of more than two faces are slower then (docs/LOG.md).
 CPU_BATCH, CPU_BATCH_PIXELS = 8, 300_000
+
+
+CLIP_SETTINGS = ("clip_frames", "clip_spacing", "clips_per_video")
 
 
 class Prediction(NamedTuple):
@@ -54,7 +57,8 @@ class Ensemble:
         names: of the networks, unique.
         settings: the input settings of each network.
         faces_settings: how faces are found, the same for all networks.
-        sizes: the input sizes in pixels, ascending.
+        sizes: the input sizes of the frame networks in pixels, ascending.
+        clip_input: what the clip networks see; None if there are none.
         min_faces: faces to gather before a call. A GPU wants full batches; on a CPU
             each video is scored alone, so that its scores do not depend, in the last
             digit, on its neighbours.
@@ -81,11 +85,29 @@ class Ensemble:
             Normalize(each.mean, each.std).to(self.device) for each in self.settings
         ]
         self.faces_settings = self._common_settings(paths)
-        self.sizes = sorted({each.size for each in self.settings})
+        self.sizes = sorted(
+            {each.size for each in self.settings if not each.clip_frames}
+        )
+        self.clip_input = self._common_clips(paths)
+
+    def _common_clips(self, paths: Sequence[Path]) -> ClipInput | None:
+        """The clips, which all clip networks must agree on."""
+        found = [
+            (path, each) for path, each in zip(paths, self.settings) if each.clip_frames
+        ]
+        if not found:
+            return None
+        first_path, first = found[0]
+        for path, other in found:
+            if any(getattr(first, key) != getattr(other, key) for key in CLIP_SETTINGS):
+                raise UserError(
+                    f"{path}: expects other clips than {first_path.name}; predict apart"
+                )
+        return ClipInput(first, sorted({each.size for _, each in found}))
 
     def _common_settings(self, paths: Sequence[Path]) -> InputSettings:
         """How faces are found, which all networks must agree on."""
-        may_differ = {"size", "mean", "std"}
+        may_differ = {"size", "mean", "std", *CLIP_SETTINGS}
         first = self.settings[0]
         for path, other in zip(paths, self.settings):
             if other.model_dump(exclude=may_differ) != first.model_dump(
@@ -98,21 +120,27 @@ class Ensemble:
         return first
 
     def __call__(self, videos: Sequence[VideoFaces]) -> list[list[np.ndarray]]:
-        """The probability of FAKE of each face.
+        """The probability of FAKE of each face; by a clip network of each clip.
 
         Where the GPU's memory is short the batches become smaller, and stay so. Any
         other error of the GPU ends the run.
 
         Returns:
-            for each video, for each network, (K,) float32.
+            for each video, for each network, (K,) float32; (C,) by a clip network.
 
         Raises:
             MachineError: there is not enough memory even for one face.
             UserError: a network's outputs are not finite.
         """
-        counts = np.cumsum([len(faces.frames) for faces in videos])[:-1]
-        scores = [self._classify(number, videos) for number in range(len(self.names))]
-        by_video = zip(*(np.split(each, counts) for each in scores))
+        by_network = []
+        for number, settings in enumerate(self.settings):
+            counts = [
+                len(faces.clip_frames if settings.clip_frames else faces.frames)
+                for faces in videos
+            ]
+            scores = self._classify(number, videos)
+            by_network.append(np.split(scores, np.cumsum(counts)[:-1]))
+        by_video = zip(*by_network)
         return [list(by_model) for by_model in by_video]
 
     def grad_cam(self, images: np.ndarray) -> np.ndarray:
@@ -151,9 +179,12 @@ class Ensemble:
         return (maps / largest).cpu().numpy()
 
     def _classify(self, number: int, videos: Sequence[VideoFaces]) -> np.ndarray:
-        """All faces of all videos by one network, with batches across videos."""
+        """All faces or clips of all videos by one network, batches across videos."""
         size = self.settings[number].size
-        inputs = [faces.inputs[size] for faces in videos if faces.frames]
+        if self.settings[number].clip_frames:
+            inputs = [faces.clips[size] for faces in videos if faces.clip_frames]
+        else:
+            inputs = [faces.inputs[size] for faces in videos if faces.frames]
         if not inputs:
             return np.zeros(0, np.float32)
         images = torch.from_numpy(np.concatenate(inputs))
@@ -166,17 +197,19 @@ class Ensemble:
         return scores
 
     def _on_cpu(self, number: int, images: Tensor) -> list[Tensor]:
-        batch = min(CPU_BATCH, max(1, CPU_BATCH_PIXELS // images.shape[1] ** 2))
+        pixels = images[0].numel() // 3
+        batch = min(CPU_BATCH, max(1, CPU_BATCH_PIXELS // pixels))
         scores = partial(self._scores, number)
         return [*self._threads.map(scores, images.split(batch))]
 
     def _on_gpu(self, number: int, images: Tensor) -> list[Tensor]:
         """One batch after the other, smaller ones once the GPU's memory is short."""
         scores: list[Tensor] = []
-        done = 0
+        done, frames = 0, max(1, self.settings[number].clip_frames)
         while done < len(images):
             try:
-                scores.append(self._scores(number, images[done : done + self.batch]))
+                count = max(1, self.batch // frames)
+                scores.append(self._scores(number, images[done : done + count]))
                 done += len(scores[-1])
                 continue
             except torch.OutOfMemoryError as error:
@@ -211,8 +244,12 @@ def predict_batch(
         grad_cam: for how many of each video's top faces a heatmap is wanted.
     """
     for (path, faces), scores in zip(found.items(), ensemble(list(found.values()))):
-        by_model = {name: each.tolist() for name, each in zip(ensemble.names, scores)}
-        entry = {
+        by_model: dict[str, list[float]] = {}
+        by_clip_model: dict[str, list[float]] = {}
+        for name, settings, each in zip(ensemble.names, ensemble.settings, scores):
+            kind = by_clip_model if settings.clip_frames else by_model
+            kind[name] = each.tolist()
+        entry: dict = {
             "filename": path.name,
             "reason": faces.reason,
             "frames": faces.frames,
@@ -220,6 +257,14 @@ def predict_batch(
             "boxes": faces.boxes,
             "probabilities": by_model,
         }
+        if ensemble.clip_input:
+            entry["clips"] = {
+                "frames": faces.clip_frames,
+                "times": faces.clip_times,
+                "boxes": faces.clip_boxes,
+                "seconds": faces.clip_seconds,
+                "probabilities": by_clip_model,
+            }
         heatmaps = None
         if grad_cam and faces.frames:
             top = top_faces(by_model, min(grad_cam, TOP_FACES))
@@ -240,12 +285,18 @@ def predict_video(
     """
     ensemble = _load_ensemble(weights, device)
     faces = extract_faces(
-        path, ensemble.faces_settings, ensemble.sizes, device, details
+        path,
+        ensemble.faces_settings,
+        ensemble.sizes,
+        device,
+        details,
+        ensemble.clip_input,
     )
     (prediction,) = predict_batch(ensemble, {path: faces}, grad_cam)
     shown = ensemble.settings[0].size
     keep = details and shown in faces.inputs
     faces.inputs = {shown: faces.inputs[shown]} if keep else {}
+    faces.clips = {}
     return prediction
 
 

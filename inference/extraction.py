@@ -8,14 +8,16 @@ resolution.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from inference.provenance import describe_provenance
+from preprocessing.clips import DEFAULT_RATE
 from preprocessing.crops import crop_face, full_resolution_box
 from preprocessing.faces import half_size, load_detector
-from preprocessing.video import VideoError, probe, read_frames
+from preprocessing.video import VideoError, VideoInfo, probe, read_frames
 from training.augment import plain_transform
 from training.config import InputSettings
 
@@ -34,6 +36,9 @@ class VideoFaces:
     boxes: (x1, y1, x2, y2) of each face in whole full-resolution pixels, before the
         margin.
     reason: why some or all faces are missing; empty if none is.
+    clips: for each input size S, (C, T, S, S, 3) uint8 RGB, each cut with one box.
+    clip_frames, clip_times, clip_boxes: of the face in each clip's middle.
+    clip_seconds: when each clip begins and ends.
     preview: the first frame, (h, PREVIEW_WIDTH, 3) uint8 RGB, if details are wanted.
     provenance: what the container says of its origin, in words, likewise.
     """
@@ -43,6 +48,11 @@ class VideoFaces:
     times: list[float] = field(default_factory=list)
     boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
     reason: str = ""
+    clips: dict[int, np.ndarray] = field(default_factory=dict)
+    clip_frames: list[int] = field(default_factory=list)
+    clip_times: list[float] = field(default_factory=list)
+    clip_boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    clip_seconds: list[tuple[float, float]] = field(default_factory=list)
     preview: np.ndarray | None = None
     provenance: dict[str, str] = field(default_factory=dict)
 
@@ -55,12 +65,52 @@ def frame_numbers(count: int, wanted: int) -> list[int]:
     return sorted(set(numbers.tolist()))
 
 
+class ClipInput(NamedTuple):
+    """The clips that networks of an ensemble see.
+
+    settings: frames, spacing and number of the clips; `sizes` replace its `size`.
+    sizes: input sizes S of the networks, in pixels.
+    """
+
+    settings: InputSettings
+    sizes: Sequence[int]
+
+
+def plan_clips(
+    numbers: Sequence[int], info: VideoInfo, settings: InputSettings
+) -> dict[int, list[int]]:
+    """The frames of clips around some frames of a video, by the middle one.
+
+    Evenly spread among those with room on both sides; where none has any, frames are
+    repeated at the ends of the only one.
+
+    Args:
+        numbers: frames whose faces are searched.
+    """
+    fps = info.fps or DEFAULT_RATE
+    places = np.arange(settings.clip_frames) - (settings.clip_frames - 1) / 2
+    # the last frame that is shown until each time, as in training
+    offsets = np.floor(places * settings.clip_spacing * fps + 1e-6).astype(int)
+    roomy = [
+        number
+        for number in numbers
+        if number + offsets[0] >= 0 and number + offsets[-1] < info.frames
+    ]
+    roomy = roomy or [numbers[len(numbers) // 2]]
+    chosen = [roomy[n] for n in frame_numbers(len(roomy), settings.clips_per_video)]
+    return {
+        number: np.clip(number + offsets, 0, info.frames - 1).tolist()
+        for number in chosen
+    }
+
+
 def extract_faces(
     path: Path,
     settings: InputSettings,
     sizes: Sequence[int],
     device: str,
     details: bool = False,
+    clip_input: ClipInput | None = None,
 ) -> VideoFaces:
     """Decode a video's frames, find its faces and make the networks' inputs.
 
@@ -69,6 +119,7 @@ def extract_faces(
         sizes: input sizes S of the networks, in pixels.
         device: of the detector.
         details: whether preview and provenance are wanted too.
+        clip_input: what clip networks see, if there are any.
 
     Raises:
         VideoError: the file cannot be read as a video.
@@ -78,6 +129,7 @@ def extract_faces(
     detector = load_detector(settings.detector_thresholds, device)
     faces = VideoFaces()
     crops: list[list[np.ndarray]] = []
+    cutter = _ClipCutter(numbers, info, clip_input) if clip_input else None
     read = 0
 
     def find_faces(batch: dict[int, np.ndarray]) -> None:
@@ -90,13 +142,21 @@ def extract_faces(
                     faces.frames.append(number)
                     faces.times.append(info.time(number))
                     faces.boxes.append(full_resolution_box(box))
+            if cutter:
+                cutter.add_boxes(number, detections.boxes)
 
     batch: dict[int, np.ndarray] = {}
+    searched = frozenset(numbers)
+    wanted = sorted(searched | (cutter.numbers if cutter else set()))
     try:
-        for number, frame in read_frames(path, numbers, info):
+        for number, frame in read_frames(path, wanted, info):
             if details and not read:
                 faces.preview = _preview(frame)
                 faces.provenance = describe_provenance(path)
+            if cutter:
+                cutter.add_frame(number, frame)
+            if number not in searched:
+                continue
             read += 1
             batch[number] = frame
             pixels = len(batch) * frame.shape[0] * frame.shape[1]
@@ -115,10 +175,88 @@ def extract_faces(
     reasons = [*info.notes]
     if read < len(numbers):
         reasons.append(f"only {read} of {len(numbers)} frames could be decoded")
-    if not crops:
+    if not faces.frames:
         reasons.append(f"no face found in {read} frames")
+    if cutter:
+        cutter.finish(faces)
+        if faces.frames and not faces.clip_frames:
+            reasons.append("no clip: no face where clips are cut")
     faces.reason = "; ".join(reasons)
     return faces
+
+
+class _ClipCutter:
+    """Cuts clips while frames come, and keeps a frame only as long as a clip needs it.
+
+    Attributes:
+        numbers: of the frames that it needs.
+    """
+
+    def __init__(self, numbers: Sequence[int], info: VideoInfo, wanted: ClipInput):
+        self._info, self._wanted = info, wanted
+        self._plan = plan_clips(numbers, info, wanted.settings)
+        self.numbers = {number for each in self._plan.values() for number in each}
+        self._frames: dict[int, np.ndarray] = {}
+        self._boxes: dict[int, np.ndarray] = {}
+        self._ends = {
+            middle: (each[0], each[-1]) for middle, each in self._plan.items()
+        }
+        self._clips: list[list[np.ndarray]] = []
+        self._places: list[tuple[int, list[float]]] = []
+
+    def add_frame(self, number: int, frame: np.ndarray) -> None:
+        """The next frame of the video."""
+        if number in self.numbers:
+            self._frames[number] = frame
+            self._cut()
+
+    def add_boxes(self, number: int, boxes: np.ndarray) -> None:
+        """The boxes of a searched frame."""
+        if number in self._plan:
+            self._boxes[number] = boxes
+            self._cut()
+
+    def finish(self, faces: VideoFaces) -> None:
+        """Give the clips to `faces`."""
+        for middle, box in self._places:
+            faces.clip_frames.append(middle)
+            faces.clip_times.append(self._info.time(middle))
+            faces.clip_boxes.append(full_resolution_box(box))
+            ends = self._ends[middle]
+            faces.clip_seconds.append(
+                (self._info.time(ends[0]), self._info.time(ends[1]))
+            )
+        for size, clips in zip(self._wanted.sizes, zip(*self._clips)):
+            faces.clips[size] = np.stack(clips)
+
+    def _cut(self) -> None:
+        """Cut the clips whose boxes and frames are all there."""
+        for middle in [*self._boxes]:
+            numbers = self._plan[middle]
+            if not all(number in self._frames for number in numbers):
+                continue
+            for box in self._boxes.pop(middle).tolist():
+                crops = [
+                    crop_face(
+                        self._frames[number], box, self._wanted.settings.margin_parts
+                    )
+                    for number in numbers
+                ]
+                if crops[0].size:
+                    self._clips.append(
+                        [
+                            np.stack([plain_transform(crop, size) for crop in crops])
+                            for size in self._wanted.sizes
+                        ]
+                    )
+                    self._places.append((middle, box))
+            del self._plan[middle]
+            needed = {number for each in self._plan.values() for number in each}
+            self._frames = {
+                number: frame
+                for number, frame in self._frames.items()
+                if number in needed
+            }
 
 
 def _preview(frame: np.ndarray) -> np.ndarray:

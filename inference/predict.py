@@ -232,6 +232,11 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     weights = find_weights(options.weights_dir, options.models or published_models())
     executor = executor_options(options)
     ensemble = Ensemble(weights, "cpu" if executor.is_cluster else options.device)
+    if options.grad_cam and ensemble.settings[0].clip_frames:
+        raise UserError(
+            f"--grad-cam: {ensemble.names[0]} sees clips; put a network of single frames "
+            "first"
+        )
     report = Report(options.report, options.rule) if options.report else None
     journal = Journal(options.output, _identity(options, weights))
     todo = [path for name, path in wanted.paths.items() if name not in journal.entries]
@@ -319,6 +324,7 @@ def _make_task(
             sizes=ensemble.sizes,
             device=options.device,
             details=details,
+            clip_input=ensemble.clip_input,
         )
         return task, executor
     weights_gib = sum(map(file_size, weights)) / GIB

@@ -73,13 +73,14 @@ class Report:
         """
         label = video_label(entry, self._rule)
         sections = []
-        if images is not None:
-            faces = _faces(entry, images, heatmaps)
+        if entry["frames"]:
             sections += [
                 self._networks(entry),
                 _section("Score over time", _chart(entry)),
-                _section("Faces with the highest scores", faces),
             ]
+        if images is not None:
+            faces = _faces(entry, images, heatmaps)
+            sections.append(_section("Faces with the highest scores", faces))
         facts = provenance or {"container": "cannot be read"}
         sections.append(_section("Container metadata", _definitions(facts)))
         self._write(
@@ -124,12 +125,15 @@ class Report:
     def _networks(self, entry: dict) -> str:
         """The table of the networks: label and range of scores."""
         rows = []
-        for name, scores in entry["probabilities"].items():
+        clips = entry.get("clips", {}).get("probabilities", {})
+        for name, scores in (entry["probabilities"] | clips).items():
             label = ensemble_label([np.array(scores, np.float32)], self._rule)
+            spread = f"{min(scores):.4f} to {max(scores):.4f}" if scores else "no clip"
+            spread += " (clips)" if name in clips and scores else ""
             cells = (
                 f'<td class="name">{escape(name)}</td>'
                 f'<td class="number">{label:.4f}</td>'
-                f'<td class="number">{min(scores):.4f} to {max(scores):.4f}</td>'
+                f'<td class="number">{spread}</td>'
             )
             rows.append(f"<tr>{cells}</tr>")
         head = (
@@ -177,7 +181,9 @@ def _summary(entry: dict, label: float) -> str:
 
 
 def _chart(entry: dict) -> str:
-    """Scores over time as SVG, a line for each network and person, and its legend."""
+    """Scores over time as SVG, a line for each network and person, a band for each clip,
+    and its legend.
+    """
     probabilities = entry["probabilities"]
     tracks = track_faces(entry["frames"], entry["boxes"])
     persons = max(tracks) + 1
@@ -197,12 +203,34 @@ def _chart(entry: dict) -> str:
             words = [escape(name)] if len(probabilities) > 1 or persons == 1 else []
             words += [f"person {person + 1}"] if persons > 1 else []
             legend.append(_legend_item(style, ", ".join(words)))
+    lines += _clip_bands(entry, seconds, legend)
     label = f"Score of each face over {seconds:.1f} seconds"
     return (
         f'<svg viewBox="0 0 730 230" role="img" aria-label="{label}">'
         f'{_chart_axes(seconds)}{"".join(lines)}</svg><ul class="legend">'
         f"{''.join(legend)}</ul>"
     )
+
+
+def _clip_bands(entry: dict, seconds: float, legend: list[str]) -> list[str]:
+    """A band for each clip, as wide as its time, at its score; extends the legend."""
+    clips = entry.get("clips", {"probabilities": {}})
+    bands = []
+    for number, (name, scores) in enumerate(clips["probabilities"].items()):
+        hue = COLOURS[(len(entry["probabilities"]) + number) % len(COLOURS)]
+        fill = f'fill="{hue}" fill-opacity="0.45"'
+        for (start, end), score in zip(clips["seconds"], scores):
+            width = max(640 * (end - start) / seconds, 3)
+            bands.append(
+                f'<rect x="{60 + 640 * start / seconds:.1f}" '
+                f'y="{196 - 180 * score:.1f}" width="{width:.1f}" height="8" {fill}/>'
+            )
+        legend.append(
+            '<li><svg viewBox="0 0 32 10" aria-hidden="true">'
+            f'<rect x="2" y="1" width="28" height="8" {fill}/></svg>'
+            f"{escape(name)} (clips)</li>"
+        )
+    return bands
 
 
 def _line_style(hue: int, person: int) -> str:

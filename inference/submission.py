@@ -7,7 +7,8 @@ and when they are complete it is deleted.
 Writes submission.csv          filename,label: probability of FAKE, sorted by name, or as
                                in the list of videos
        submission.report.csv   filename,faces,reason: videos with a reason, unused files
-       --faces-csv FILE        video,frame,time,x1,y1,x2,y2,model,probability
+       --faces-csv FILE        video,frame,time,x1,y1,x2,y2,model,probability, with clip
+                               networks also clip_seconds
 """
 
 import json
@@ -32,6 +33,7 @@ FACES_HEADER = [
     "model",
     "probability",
 ]
+CLIP_COLUMN = "clip_seconds"
 
 
 class Journal:
@@ -61,7 +63,7 @@ class Journal:
 
     def add(self, entry: dict) -> None:
         """Append a video: filename, reason, frames, times, boxes, probabilities by
-        model, and thumbnail for a report.
+        model, thumbnail for a report, and clips where there are clip networks.
 
         Raises:
             MachineError: the disk refuses it.
@@ -107,26 +109,43 @@ def write_submission(
 
 def video_label(entry: dict, rule: str) -> float:
     """The label of a journal's entry: the probability of FAKE."""
-    scores = entry["probabilities"].values()
+    scores = [
+        *entry["probabilities"].values(),
+        *_clips(entry)["probabilities"].values(),
+    ]
     return ensemble_label([np.array(each, np.float32) for each in scores], rule)
+
+
+def _clips(entry: dict) -> dict:
+    """The clips of a journal's entry, none where no network sees clips."""
+    none: dict = {"frames": [], "times": [], "boxes": [], "seconds": []}
+    return entry.get("clips", none | {"probabilities": {}})
 
 
 def write_faces(output: Path, entries: dict[str, dict]) -> None:
     """Write every face's score by every network, in the order of the entries.
 
     Time in seconds, empty where nobody knows; box in whole full-resolution pixels without
-    the margin.
+    the margin. Where a network sees clips, a column says how many seconds a clip takes;
+    it is empty for a face.
     """
-    write_csv(output, FACES_HEADER, _face_rows(entries))
+    has_clips = any("clips" in entry for entry in entries.values())
+    header = FACES_HEADER + [CLIP_COLUMN] * has_clips
+    rows = (row[: len(header)] for row in _face_rows(entries))
+    write_csv(output, header, rows)
 
 
 def _face_rows(entries: dict[str, dict]) -> Iterator[list]:
     for name, entry in entries.items():
-        faces = zip(entry["frames"], entry["times"], entry["boxes"])
-        for place, (frame, time, box) in enumerate(faces):
-            for model, scores in entry["probabilities"].items():
-                seconds = "" if math.isnan(time) else round(time, 3)
-                yield [name, frame, seconds, *box, model, scores[place]]
+        clips = _clips(entry)
+        lengths = [round(end - start, 3) for start, end in clips["seconds"]]
+        for kind, clip in ((entry, [""] * len(entry["frames"])), (clips, lengths)):
+            faces = zip(kind["frames"], kind["times"], kind["boxes"])
+            for place, (frame, time, box) in enumerate(faces):
+                for model, scores in kind["probabilities"].items():
+                    seconds = "" if math.isnan(time) else round(time, 3)
+                    score = scores[place]
+                    yield [name, frame, seconds, *box, model, score, clip[place]]
 
 
 def _complete_lines(path: Path) -> list[dict]:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.tables import frame_scores, read_faces, scores_by_model
+from inference import predict
+from inference.extraction import plan_clips
 from preprocessing.clips import (
     choose_clips,
     choose_frames,
@@ -18,15 +21,23 @@ from preprocessing.clips import (
 )
 from preprocessing.crop_table import CLIP, read_crop_table
 from preprocessing.crops import read_image
+from preprocessing.video import VideoInfo, read_frames
 from runtime.cli import UserError
 from runtime.files import open_csv, write_csv
 from tests.media import FAKE, REAL, random_frames
 from tests.test_temporal import T
 from tests.test_train import ROOT
 from training import train
-from training.checkpoint import load_checkpoint
+from training.augment import plain_transform
+from training.checkpoint import (
+    load_checkpoint,
+    load_classifier,
+    save_checkpoint,
+    start_from,
+)
 from training.config import Config, InputSettings
 from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops
+from training.model import DeepFakeClassifier, Normalize
 
 STILL, MOVED = [10.0, 10.0, 30.0, 40.0], [80.0, 10.0, 100.0, 40.0]
 
@@ -226,3 +237,129 @@ def test_the_sampler_draws_clips_as_crops(with_clips):
     items = list(BalancedSampler(clips["label"], 8, 1, batch_size=4))
     labels = clips["label"][[row for row, _ in items]]
     assert len(items) == 8 and 2 <= labels.sum() <= 6
+
+
+@pytest.fixture(scope="module")
+def clip_checkpoint(checkpoints, tmp_path_factory):
+    """Checkpoint `one`, and the clip network that begins with it, in a folder."""
+    folder = tmp_path_factory.mktemp("networks")
+    shutil.copy(checkpoints / "one", folder)
+    entries = load_checkpoint(folder / "one")
+    frame, settings = load_classifier(folder / "one")
+    config = Config(**entries["config"])
+    clips = {"clip_frames": T, "clip_spacing": 0.1, "clips_per_video": 2}
+    config = config.model_copy(update={"input": settings.model_copy(update=clips)})
+    model = DeepFakeClassifier(config.encoder, clip_frames=T)
+    start_from(model, frame.state_dict(), folder / "one")
+    save_checkpoint(
+        folder / "clip", state_dict=model.state_dict(), config=config.model_dump()
+    )
+    return folder
+
+
+def run(videos, folder, models, out, *options):
+    return predict.main(
+        [
+            *(f"--test-dir={videos}", f"--output={out / 'submission.csv'}"),
+            *(f"--weights-dir={folder}", "--workers=0", "--device=cpu"),
+            *(f"--faces-csv={out / 'faces.csv'}", "--rule=mean", *options),
+            *("--models", *models),
+        ]
+    )
+
+
+def test_planned_clips_by_hand():
+    info = VideoInfo(100, 30.0, 0.0, 64, 48, (), 0.0, False)
+    settings = InputSettings(clip_frames=3, clip_spacing=0.2, clips_per_video=2)
+    # six frames to both sides; 0 and 99 have no room
+    plan = plan_clips([0, 33, 66, 99], info, settings)
+    assert plan == {33: [27, 33, 39], 66: [60, 66, 72]}
+    short = VideoInfo(5, 30.0, 0.0, 64, 48, (), 0.0, False)
+    assert plan_clips([0, 2, 4], short, settings) == {2: [0, 2, 4]}
+
+
+def test_prediction_mixes_networks_of_frames_and_of_clips(
+    dfdc, clip_checkpoint, tmp_path
+):
+    """A new clip network's score is the sigmoid of the mean of the frame network's
+    logits of the same frames, cut with the middle one's box; it counts as a face's.
+    """
+    videos = dfdc / "dfdc_train_part_3"
+    assert run(videos, clip_checkpoint, ["one", "clip"], tmp_path) == 0
+    with open(tmp_path / "faces.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    clips = [row for row in rows if row["model"] == "clip"]
+    faces = [row for row in rows if row["model"] == "one"]
+    assert len(rows) == len(clips) + len(faces) and len(clips) >= 2
+    assert all(row["clip_seconds"] == "" for row in faces)
+    model, settings = load_classifier(clip_checkpoint / "one")
+    (video,) = videos.glob("*.mp4")
+    frames = dict(read_frames(video, range(24)))
+    normalize = Normalize(settings.mean, settings.std)
+    for row in clips:
+        middle = int(row["frame"])
+        # 0.1 s at 25 frames a second: 2.5 frames, the last one shown until then
+        numbers = [middle - 3, middle, middle + 2]
+        assert float(row["clip_seconds"]) == pytest.approx(5 / 25)
+        x1, y1, x2, y2 = (int(row[name]) for name in ("x1", "y1", "x2", "y2"))
+        (same,) = [
+            face
+            for face in faces
+            if (face["frame"], face["x1"]) == (row["frame"], row["x1"])
+        ]
+        assert (int(same["y2"]), int(same["x2"])) == (y2, x2)
+        pad_x, pad_y = (x2 - x1) // 3, (y2 - y1) // 3
+        crops = [
+            frames[number][
+                max(y1 - pad_y, 0) : y2 + pad_y, max(x1 - pad_x, 0) : x2 + pad_x
+            ]
+            for number in numbers
+        ]
+        images = np.stack([plain_transform(crop, settings.size) for crop in crops])
+        with torch.inference_mode():
+            logits = model(normalize(torch.from_numpy(images)))
+        expected = torch.sigmoid(logits.mean()).item()
+        assert float(row["probability"]) == pytest.approx(expected, abs=1e-5)
+    with open(tmp_path / "submission.csv", newline="") as file:
+        (label,) = [float(row["label"]) for row in csv.DictReader(file)]
+    by_network = [
+        np.mean([float(row["probability"]) for row in each]) for each in (faces, clips)
+    ]
+    assert label == pytest.approx(np.mean(by_network), abs=1e-6)
+    # scores of frames and videos can be read again
+    read = read_faces(tmp_path / "faces.csv")[video.name]
+    assert {len(each) for each in scores_by_model(read)} == {len(faces), len(clips)}
+    assert len(frame_scores(read)) == len({row["frame"] for row in faces})
+
+
+def test_the_frame_networks_scores_are_the_same_beside_a_clip_network(
+    dfdc, clip_checkpoint, tmp_path
+):
+    videos = dfdc / "dfdc_train_part_3"
+    for models in (["one"], ["one", "clip"]):
+        out = tmp_path / "_".join(models)
+        out.mkdir()
+        report = f"--report={out / 'report'}"
+        assert run(videos, clip_checkpoint, models, out, report) == 0
+    alone = (tmp_path / "one" / "faces.csv").read_text().splitlines()
+    beside = (tmp_path / "one_clip" / "faces.csv").read_text().splitlines()
+    assert [f"{line}," for line in alone[1:]] == [
+        line for line in beside[1:] if ",one," in line
+    ]
+    (page,) = (tmp_path / "one_clip" / "report" / "videos").glob("*.html")
+    assert (
+        page.read_text().count("<rect x=") >= 3 and "clip (clips)" in page.read_text()
+    )
+    (page,) = (tmp_path / "one" / "report" / "videos").glob("*.html")
+    assert "clip" not in page.read_text().split("</style>")[1]
+
+
+def test_an_ensemble_of_clip_networks_alone(dfdc, clip_checkpoint, tmp_path):
+    videos = dfdc / "dfdc_train_part_3"
+    report = f"--report={tmp_path / 'report'}"
+    assert run(videos, clip_checkpoint, ["clip"], tmp_path, report) == 0
+    with open(tmp_path / "submission.csv", newline="") as file:
+        (label,) = [float(row["label"]) for row in csv.DictReader(file)]
+    assert 0 < label < 1 and label != 0.5
+    with pytest.raises(UserError, match="clip sees clips; put a network of single"):
+        run(videos, clip_checkpoint, ["clip"], tmp_path, report, "--grad-cam=1")
