@@ -112,6 +112,11 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
     sets = crop_sets(table)
     weights = find_weights(options.weights_dir, options.models or published_models())
     ensemble = Ensemble(weights, options.device)
+    if ensemble.clip_input:
+        raise UserError(
+            "--models: a network of them sees clips; inference.predict scores videos "
+            "with it, this program single crops only"
+        )
     identity = {
         "data_dir": str(options.data_dir.resolve()),
         "weights": weights_identity(weights),
@@ -123,7 +128,7 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
     found: dict[Path, VideoFaces] = {}
 
     def keep() -> None:
-        for entry, _, _ in predict_batch(ensemble, found):
+        for entry, *_ in predict_batch(ensemble, found):
             journal.add(entry)
         found.clear()
 

@@ -41,10 +41,24 @@ class Prediction(NamedTuple):
     entry: its line in the journal (`inference.submission.Journal`).
     faces: its faces.
     heatmaps: (N, h, w) in 0..1 of its top faces, if asked for.
+    clip_view: what a report shows of its top clips; None where there are none.
     """
 
     entry: dict
     faces: VideoFaces
+    heatmaps: np.ndarray | None
+    clip_view: "ClipView | None" = None
+
+
+class ClipView(NamedTuple):
+    """One frame of each of a video's clips with the highest scores.
+
+    images: (N, S, S, 3) uint8 RGB.
+    heatmaps: (N, h, w) in 0..1, Grad-CAM of the first network, if it sees clips and the
+        heatmaps are asked for.
+    """
+
+    images: np.ndarray
     heatmaps: np.ndarray | None
 
 
@@ -159,10 +173,28 @@ class Ensemble:
         Raises:
             UserError: the network has no such feature maps, as vision transformers.
         """
-        return self._threads.submit(self._grad_cam, torch.from_numpy(images)).result()
+        maps, _ = self._threads.submit(
+            self._grad_cam, torch.from_numpy(images)
+        ).result()
+        return maps
+
+    def clip_view(self, clips: np.ndarray) -> ClipView:
+        """The frame of each clip that the first network finds most suspicious.
+
+        Args:
+            clips: (N, T, S, S, 3) uint8 RGB.
+        """
+        maps, logits = self._threads.submit(
+            self._grad_cam, torch.from_numpy(clips)
+        ).result()
+        count, frames = clips.shape[:2]
+        frame = logits.reshape(count, frames).argmax(1)
+        places = np.arange(count) * frames + frame
+        return ClipView(clips[np.arange(count), frame], maps[places])
 
     @torch.inference_mode()
-    def _grad_cam(self, images: Tensor) -> np.ndarray:
+    def _grad_cam(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Heatmaps (N, h, w) and logits (N,) of images, of clips of all frames."""
         model = self._models[0]
         inputs = self._normalize[0](images.to(self.device)).to(self._dtype)
         features = model.features(inputs)
@@ -176,7 +208,8 @@ class Ensemble:
         maps = torch.einsum("c,nchw->nhw", model.fc.weight[0], features)
         maps = torch.relu(maps).float()
         largest = maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
-        return (maps / largest).cpu().numpy()
+        logits = model.fc(model.pool(features)).squeeze(1).float()
+        return (maps / largest).cpu().numpy(), logits.cpu().numpy()
 
     def _classify(self, number: int, videos: Sequence[VideoFaces]) -> np.ndarray:
         """All faces or clips of all videos by one network, batches across videos."""
@@ -265,11 +298,27 @@ def predict_batch(
                 "seconds": faces.clip_seconds,
                 "probabilities": by_clip_model,
             }
-        heatmaps = None
-        if grad_cam and faces.frames:
+        heatmaps, view = None, None
+        sees_clips = bool(ensemble.settings[0].clip_frames)
+        if grad_cam and faces.frames and not sees_clips:
             top = top_faces(by_model, min(grad_cam, TOP_FACES))
             heatmaps = ensemble.grad_cam(faces.inputs[ensemble.settings[0].size][top])
-        yield Prediction(entry, faces, heatmaps)
+        if faces.clip_frames:
+            view = _clip_view(ensemble, faces, by_clip_model, grad_cam * sees_clips)
+        yield Prediction(entry, faces, heatmaps, view)
+
+
+def _clip_view(
+    ensemble: Ensemble, faces: VideoFaces, by_model: dict[str, list[float]], count: int
+) -> ClipView:
+    """The middle frames of the top clips; with `count`, the most suspicious frames and
+    heatmaps of so many.
+    """
+    if count:
+        clips = faces.clips[ensemble.settings[0].size]
+        return ensemble.clip_view(clips[top_faces(by_model, min(count, TOP_FACES))])
+    clips = next(iter(faces.clips.values()))
+    return ClipView(clips[top_faces(by_model), clips.shape[1] // 2], None)
 
 
 def predict_video(

@@ -232,11 +232,6 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     weights = find_weights(options.weights_dir, options.models or published_models())
     executor = executor_options(options)
     ensemble = Ensemble(weights, "cpu" if executor.is_cluster else options.device)
-    if options.grad_cam and ensemble.settings[0].clip_frames:
-        raise UserError(
-            f"--grad-cam: {ensemble.names[0]} sees clips; put a network of single frames "
-            "first"
-        )
     report = Report(options.report, options.rule) if options.report else None
     journal = Journal(options.output, _identity(options, weights))
     todo = [path for name, path in wanted.paths.items() if name not in journal.entries]
@@ -249,13 +244,13 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     found: dict[Path, VideoFaces] = {}
 
     def keep(paths: Iterable[Path], predictions: Iterable[Prediction]) -> None:
-        for path, (entry, faces, heatmaps) in zip(paths, predictions):
+        for path, (entry, faces, heatmaps, clips) in zip(paths, predictions):
             entry["filename"] = names.get(path, str(path))
             if report:
                 if faces.preview is not None:
                     entry["thumbnail"] = thumbnail(faces.preview)
                 images = faces.inputs.get(ensemble.settings[0].size)
-                report.write_video(entry, images, faces.provenance, heatmaps)
+                report.write_video(entry, images, faces.provenance, heatmaps, clips)
             journal.add(entry)
 
     for path, result, error in map_items(

@@ -27,6 +27,7 @@ import cv2
 import numpy as np
 
 from inference.aggregate import NO_ANSWER, ensemble_label, top_faces
+from inference.ensemble import ClipView
 from inference.submission import video_label
 from preprocessing.tracking import track_faces
 from runtime.files import atomic_file
@@ -60,6 +61,7 @@ class Report:
         images: np.ndarray | None,
         provenance: dict[str, str],
         heatmaps: np.ndarray | None = None,
+        clips: ClipView | None = None,
     ) -> None:
         """Write a video's page.
 
@@ -70,6 +72,7 @@ class Report:
             provenance: facts of the container, in words.
             heatmaps: (N, h, w) in 0..1, Grad-CAM of the first network for the N faces
                 with the highest scores.
+            clips: a frame of each of its clips with the highest scores.
         """
         label = video_label(entry, self._rule)
         sections = []
@@ -79,8 +82,12 @@ class Report:
                 _section("Score over time", _chart(entry)),
             ]
         if images is not None:
-            faces = _faces(entry, images, heatmaps)
+            top = images[top_faces(entry["probabilities"])]
+            faces = _faces(entry, top, heatmaps)
             sections.append(_section("Faces with the highest scores", faces))
+        if clips is not None:
+            text = _faces(entry["clips"], clips.images, clips.heatmaps, "clip")
+            sections.append(_section("Clips with the highest scores", text))
         facts = provenance or {"container": "cannot be read"}
         sections.append(_section("Container metadata", _definitions(facts)))
         self._write(
@@ -264,27 +271,34 @@ def _chart_axes(seconds: float) -> str:
     return "".join(axes)
 
 
-def _faces(entry: dict, images: np.ndarray, heatmaps: np.ndarray | None) -> str:
-    """The faces with the highest scores, with heatmaps for the first of them."""
-    names = list(entry["probabilities"])
-    tracks = track_faces(entry["frames"], entry["boxes"])
+def _faces(
+    scored: dict, images: np.ndarray, heatmaps: np.ndarray | None, unit: str = "face"
+) -> str:
+    """The faces or clips with the highest scores, with heatmaps for the first of them.
+
+    Args:
+        scored: frames, times, boxes and probabilities.
+        images: (N, S, S, 3), of the first of them.
+    """
+    names = list(scored["probabilities"])
+    tracks = track_faces(scored["frames"], scored["boxes"])
     items = []
-    for rank, face in enumerate(top_faces(entry["probabilities"])):
-        image = cv2.resize(
-            images[face], (FACE_SIDE, FACE_SIDE), interpolation=cv2.INTER_AREA
-        )
-        mean = np.mean([entry["probabilities"][name][face] for name in names])
-        where = f"at {entry['times'][face]:.2f} s"
+    for rank, (face, full) in enumerate(
+        zip(top_faces(scored["probabilities"]), images)
+    ):
+        image = cv2.resize(full, (FACE_SIDE, FACE_SIDE), interpolation=cv2.INTER_AREA)
+        mean = np.mean([scored["probabilities"][name][face] for name in names])
+        where = f"at {scored['times'][face]:.2f} s"
         if max(tracks):
             where += f", person {tracks[face] + 1}"
-        tags = _img(image, f"Face {where}")
+        tags = _img(image, f"{unit.capitalize()} {where}")
         if heatmaps is not None and rank < len(heatmaps):
-            text = f"Grad-CAM heatmap of {names[0]}, face {where}"
+            text = f"Grad-CAM heatmap of {names[0]}, {unit} {where}"
             tags += _img(overlay(image, heatmaps[rank]), text)
         items.append(
             f'<li>{tags}<span>{mean:.4f}</span><span class="soft">{where}</span></li>'
         )
-    note = "Score of each face."
+    note = f"Score of each {unit}."
     if len(names) > 1:
         note = f"Mean score over {len(names)} networks."
     if heatmaps is not None:
@@ -292,6 +306,8 @@ def _faces(entry: dict, images: np.ndarray, heatmaps: np.ndarray | None) -> str:
             f" The second image is the Grad-CAM heatmap of {escape(names[0])}: red "
             "regions raised its score."
         )
+    if unit == "clip" and heatmaps is not None:
+        note += " The frame of the clip that it finds most suspicious."
     return f'<p class="soft">{note}</p><ul class="faces">{"".join(items)}</ul>'
 
 

@@ -11,6 +11,7 @@ import torch
 
 from evaluation.tables import frame_scores, read_faces, scores_by_model
 from inference import predict
+from inference.ensemble import Ensemble
 from inference.extraction import plan_clips
 from preprocessing.clips import (
     choose_clips,
@@ -361,5 +362,27 @@ def test_an_ensemble_of_clip_networks_alone(dfdc, clip_checkpoint, tmp_path):
     with open(tmp_path / "submission.csv", newline="") as file:
         (label,) = [float(row["label"]) for row in csv.DictReader(file)]
     assert 0 < label < 1 and label != 0.5
-    with pytest.raises(UserError, match="clip sees clips; put a network of single"):
-        run(videos, clip_checkpoint, ["clip"], tmp_path, report, "--grad-cam=1")
+    (page,) = (tmp_path / "report" / "videos").glob("*.html")
+    assert "Clips with the highest scores" in page.read_text()
+    assert "Grad-CAM" not in page.read_text()
+    assert run(videos, clip_checkpoint, ["clip"], tmp_path, report, "--grad-cam=2") == 0
+    text = page.read_text()
+    assert text.count('alt="Grad-CAM heatmap of clip, clip at') == 2
+
+
+def test_grad_cam_shows_the_frame_with_the_highest_score(clip_checkpoint):
+    """Against the frame network, which a new clip network is frame by frame."""
+    ensemble = Ensemble([clip_checkpoint / "clip", clip_checkpoint / "one"], "cpu")
+    frames = Ensemble([clip_checkpoint / "one"], "cpu")
+    rng = np.random.default_rng(0)
+    clips = rng.integers(0, 256, (3, T, 64, 64, 3), np.uint8)
+    view = ensemble.clip_view(clips)
+    model, settings = load_classifier(clip_checkpoint / "one")
+    normalize = Normalize(settings.mean, settings.std)
+    with torch.inference_mode():
+        logits = model(normalize(torch.from_numpy(clips))).reshape(3, T)
+    for number, best in enumerate(logits.argmax(1).tolist()):
+        np.testing.assert_array_equal(view.images[number], clips[number, best])
+        # sums near 0 differ with the batch
+        expected = frames.grad_cam(clips[number, best][None])[0]
+        np.testing.assert_allclose(view.heatmaps[number], expected, atol=0.02)
