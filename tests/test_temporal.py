@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from runtime.cli import UserError
@@ -163,3 +164,33 @@ def test_a_clip_network_is_saved_loaded_and_begun_with(tmp_path):
 def test_a_network_without_such_blocks_cannot_see_time():
     with pytest.raises(UserError, match="need an EfficientNet of timm"):
         DeepFakeClassifier("resnet18", clip_frames=3)
+
+
+def test_space_and_time_are_trained_by_turns():
+    """Steps 0 and 3 train what a frame network has, 1 and 2 the convolutions over time;
+    the last layer is always trained.
+    """
+    trainer = make_trainer(
+        encoder="tf_efficientnet_lite0",
+        input={"size": 48, "clip_frames": T},
+        alternate=3,
+        optimizer="adamw",
+    )
+    torch.manual_seed(1)
+    clips = torch.randint(0, 256, (4, T, 48, 48, 3), dtype=torch.uint8)
+    batch = {"image": clips, "label": torch.tensor([0.0, 1, 0, 1])}
+    for number in range(4):
+        before = {
+            name: value.detach().clone()
+            for name, value in trainer.network.named_parameters()
+        }
+        trainer.step([batch], number)
+        moved = {
+            name
+            for name, value in trainer.network.named_parameters()
+            if (value != before[name]).any()
+        }
+        kinds = {is_over_time(name) for name in moved if name.startswith("encoder")}
+        assert kinds == {number in (1, 2)} and "fc.weight" in moved
+    with pytest.raises(ValidationError, match="alternate needs weights over time"):
+        Config(alternate=3)

@@ -145,6 +145,13 @@ class Config(BaseModel):
         "step; 0: none",
     )
 
+    alternate: int = Field(
+        default=0,
+        ge=0,
+        description="n, of a clip network: one step in n trains the encoder's weights of "
+        "single frames, all others those over time; 0: every step trains both",
+    )
+
     label_smoothing: float = Field(default=0.01, ge=0, lt=0.5)
     landmark_cutout: float = Field(default=0.7, ge=0, le=1, description="probability")
     hull_cutout: float = Field(
@@ -214,6 +221,15 @@ class Config(BaseModel):
                 f"max_iterations is {self.max_iterations}, but {self.epochs} epochs of "
                 f"{self.batches_per_epoch} batches are {total} iterations; "
                 f"set max_iterations to at least {total}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alternate_with_clips(self) -> "Config":
+        if self.alternate and (not self.input.clip_frames or self.temporal == "none"):
+            raise ValueError(
+                "alternate needs weights over time: set input.clip_frames, and temporal "
+                "to depthwise or dense"
             )
         return self
 

@@ -22,6 +22,7 @@ from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier, Normalize
 from training.schedule import cosine_learning_rate, poly_learning_rate
+from training.temporal import is_over_time
 
 # Consecutive steps without finite gradients. The scaler halves its scale at each, from
 # 65,536 to below 1.
@@ -147,6 +148,8 @@ class Trainer:
         if self.config.sam:
             with self._at_the_worst_place():
                 self._backward(batches, iteration)
+        if self.config.alternate:
+            self._drop_gradients_by_turns(iteration)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(
             self.network.parameters(), self.config.clip_gradient_norm
@@ -207,6 +210,17 @@ class Trainer:
         with torch.no_grad():
             for parameter, value in zip(moved, before):
                 parameter.copy_(value)
+
+    def _drop_gradients_by_turns(self, iteration: int) -> None:
+        """Leave a part of the encoder as it is in this step.
+
+        Method: Wang et al., "AltFreezing for More General Video Face Forgery Detection"
+        (2023): one step for space, twenty for time.
+        """
+        is_for_space = iteration % self.config.alternate == 0
+        for name, parameter in self.network.encoder.named_parameters():
+            if is_over_time(f".{name}") == is_for_space:
+                parameter.grad = None
 
     def _set_learning_rate(self, iteration: int) -> None:
         config = self.config

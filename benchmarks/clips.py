@@ -1,0 +1,195 @@
+"""Clips beside pictures, and clip networks beside frame networks.
+
+    python -m benchmarks.clips --data-dir DATA        after ./preprocess_data.sh DATA --clips
+    python -m benchmarks.clips                        the networks alone
+
+Method: bytes, PSNR and decoding time of DATA's clips, and of the same frames as PNG files;
+        a fake's PSNR is not told apart from a real's. AUC of a random forest that sees
+        only a clip's size on disk, length and side, cross-validated by original: 0.5 if
+        the encoding does not tell. Parameters and multiply-adds by PyTorch's counter and,
+        of convolutions over time, three a value. Training images a second of both
+        networks in turn, at as many frames.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from torch.utils.flop_counter import FlopCounterMode
+
+from preprocessing.clips import read_clip, write_clip
+from preprocessing.crop_table import CLIP, CropTable, read_crop_table
+from preprocessing.crops import decode_image, write_image
+from runtime.cli import UserError, make_parser, positive_int, run_main
+from training.config import Config
+from training.distributed import World
+from training.model import DeepFakeClassifier
+from training.temporal import TemporalPointwise
+from training.trainer import Trainer
+
+ENCODERS = [f"tf_efficientnet_b{n}.ns_jft_in1k" for n in (0, 4, 7)]
+CLIP_FRAMES = 7
+MAX_CLIPS = 200
+
+
+def measure_files(clips: CropTable, count: int, folder: Path) -> dict[str, str]:
+    """Bytes, PSNR and decoding time of clips and of PNG files of their frames."""
+    rows = np.random.default_rng(0).permutation(len(clips))[:count].tolist()
+    sizes: dict[str, list[float]] = {"clip": [], "png": []}
+    seconds: dict[str, list[float]] = {"clip": [], "png": []}
+    errors = []
+    for row in rows:
+        path = clips.files(row).image
+        data = path.read_bytes()
+        start = time.perf_counter()
+        frames, fps = read_clip(data, str(path), "delete it")
+        seconds["clip"].append(time.perf_counter() - start)
+        sizes["clip"].append(len(data))
+        # the frames as they are now, encoded once more as at first
+        write_clip(folder / "again.mp4", [*frames], fps)
+        again, _ = read_clip((folder / "again.mp4").read_bytes(), "again", "")
+        errors.append(float(np.mean((again.astype(float) - frames) ** 2)))
+        files = []
+        for number, frame in enumerate(frames):
+            write_image(folder / f"{number}.png", frame)
+            files.append((folder / f"{number}.png").read_bytes())
+        start = time.perf_counter()
+        for each in files:
+            decode_image(each, "png", "")
+        seconds["png"].append(time.perf_counter() - start)
+        sizes["png"].append(sum(map(len, files)))
+    psnr = 10 * np.log10(255**2 / np.maximum(errors, 1e-6))
+    return {
+        "clips": f"{len(rows)} of {len(clips)}",
+        "bytes a clip, and as PNG": _two(sizes, 1, "{:,.0f}"),
+        "PSNR, dB (lowest)": f"{psnr.mean():.1f} ({psnr.min():.1f})",
+        "decoding, ms a clip, and PNG": _two(seconds, 1000, "{:.1f}"),
+    }
+
+
+def _two(values: dict[str, list[float]], factor: float, form: str) -> str:
+    return ", ".join(
+        form.format(factor * float(np.mean(values[kind]))) for kind in ("clip", "png")
+    )
+
+
+def metadata_auc(clips: CropTable) -> float:
+    """AUC of a random forest on the size on disk, the length and the side of clips."""
+    features, labels, groups = [], [], []
+    for row in range(len(clips)):
+        path = clips.files(row).image
+        frames, fps = read_clip(path.read_bytes(), str(path), "delete it")
+        shape = frames.shape[:3]
+        # bytes a pixel: the side of a face is its original's
+        size = path.stat().st_size / np.prod(shape)
+        features.append([size, *shape, fps])
+        labels.append(int(clips["label"][row]))
+        groups.append(clips.name("original", row))
+    folds = GroupKFold(min(5, len({*groups})))
+    forest = RandomForestClassifier(300, random_state=0, class_weight="balanced")
+    scores = cross_val_predict(
+        forest, features, labels, groups=groups, cv=folds, method="predict_proba"
+    )
+    return float(roc_auc_score(labels, scores[:, 1]))
+
+
+def count_operations(encoder: str, size: int, clip_frames: int) -> tuple[int, float]:
+    """Parameters, and multiply-adds of one frame."""
+    with torch.device("meta"):
+        model = DeepFakeClassifier(encoder, clip_frames=clip_frames).eval()
+        images = torch.empty(max(1, clip_frames), 3, size, size)
+    over_time = 0
+
+    def count_taps(_: torch.nn.Module, __: tuple, output: torch.Tensor) -> None:
+        nonlocal over_time
+        over_time += 3 * output.numel()
+
+    for layer in model.modules():
+        if isinstance(layer, TemporalPointwise):
+            layer.register_forward_hook(count_taps)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        model(images)
+    operations = counter.get_total_flops() / 2 + over_time
+    return sum(each.numel() for each in model.parameters()), operations / len(images)
+
+
+def training_speed(encoder: str, size: int, steps: int) -> dict[str, float]:
+    """Frames a second of training steps of the frame and the clip network, in turn."""
+    speeds: dict[str, list[float]] = {"frame": [], "clip": []}
+    trainers = {}
+    for name, clip_frames in (("frame", 0), ("clip", CLIP_FRAMES)):
+        config = Config(
+            encoder=encoder,
+            input={"size": size, "clip_frames": clip_frames},
+            sync_batchnorm=False,
+            precision="float32",
+        )
+        trainers[name] = Trainer.build(config, World(0, 1, torch.device("cpu")), "none")
+    count = 2 * CLIP_FRAMES
+    images = torch.zeros((count, size, size, 3), dtype=torch.uint8)
+    batches = {
+        "frame": {"image": images, "label": torch.arange(count) % 2 * 1.0},
+        "clip": {
+            "image": images.unflatten(0, (2, CLIP_FRAMES)),
+            "label": torch.tensor([0.0, 1.0]),
+        },
+    }
+    for number in range(steps + 1):
+        for name, trainer in trainers.items():
+            trainer.model.train()
+            start = time.perf_counter()
+            trainer.step([batches[name]], number)
+            if number:
+                speeds[name].append(count / (time.perf_counter() - start))
+    return {name: float(np.median(each)) for name, each in speeds.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--data-dir", type=Path, help="has clips and folds.csv")
+    parser.add_argument(
+        "--clips", type=positive_int, default=MAX_CLIPS, help="to measure, at random"
+    )
+    parser.add_argument(
+        "--size", type=positive_int, default=224, help="of the network's input, pixels"
+    )
+    parser.add_argument(
+        "--steps", type=positive_int, default=5, help="timed steps of each network"
+    )
+    options = parser.parse_args(argv)
+    if options.data_dir:
+        clips = read_crop_table(options.data_dir, kind=CLIP)
+        if len({*clips["label"].tolist()}) < 2:
+            raise UserError(f"{options.data_dir}: needs real and fake clips")
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure_files(clips, options.clips, Path(folder))
+        found["AUC of size and length alone"] = f"{metadata_auc(clips):.3f}"
+        for name, value in found.items():
+            print(f"{name:<34}{value}")
+    for encoder in ENCODERS:
+        frame, clip = (
+            count_operations(encoder, options.size, frames)
+            for frames in (0, CLIP_FRAMES)
+        )
+        print(
+            f"{encoder}: {frame[0]:,} parameters + {clip[0] - frame[0]:,}; "
+            f"{frame[1] / 1e9:.3f} billion multiply-adds a frame at {options.size} px "
+            f"+ {100 * (clip[1] / frame[1] - 1):.1f} %"
+        )
+    speeds = training_speed(ENCODERS[0], options.size, options.steps)
+    print(
+        f"{ENCODERS[0]}: training {speeds['frame']:.1f} frames/s, as clips "
+        f"{speeds['clip']:.1f}: {speeds['clip'] / speeds['frame']:.2f}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
