@@ -121,7 +121,7 @@ class Ensemble:
 
     def _common_settings(self, paths: Sequence[Path]) -> InputSettings:
         """How faces are found, which all networks must agree on."""
-        may_differ = {"size", "mean", "std", *CLIP_SETTINGS}
+        may_differ = {"size", "mean", "std", "mirrored", *CLIP_SETTINGS}
         first = self.settings[0]
         for path, other in zip(paths, self.settings):
             if other.model_dump(exclude=may_differ) != first.model_dump(
@@ -264,7 +264,11 @@ class Ensemble:
     @torch.inference_mode()
     def _scores(self, number: int, images: Tensor) -> Tensor:
         inputs = self._normalize[number](images.to(self.device)).to(self._dtype)
-        return torch.sigmoid(self._models[number](inputs)).float()
+        scores = torch.sigmoid(self._models[number](inputs)).float()
+        if self.settings[number].mirrored:
+            mirrored = torch.sigmoid(self._models[number](inputs.flip(3))).float()
+            scores = (scores + mirrored) / 2
+        return scores
 
 
 def predict_batch(

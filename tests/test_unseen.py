@@ -186,6 +186,33 @@ def test_a_vision_transformer_is_saved_loaded_and_predicts(tmp_path):
         torch.testing.assert_close(model(images), trainer.network.eval()(images))
 
 
+def test_a_mirrored_network_is_the_mean_of_two(tmp_path, checkpoints):
+    from inference.ensemble import Ensemble
+    from inference.extraction import VideoFaces
+    from training.checkpoint import load_checkpoint, save_checkpoint
+
+    entries = load_checkpoint(checkpoints / "one")
+    entries["config"]["input"]["mirrored"] = True
+    save_checkpoint(tmp_path / "mirrored", **entries)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (9, 64, 64, 3), np.uint8)
+
+    def scores(path, images):
+        count = len(images)
+        boxes = [(0, 0, 64, 64)] * count
+        faces = VideoFaces({64: images}, [*range(count)], [0.0] * count, boxes)
+        return Ensemble([path], "cpu")([faces])[0][0]
+
+    plain, flipped = (
+        scores(checkpoints / "one", each)
+        for each in (images, images[:, :, ::-1].copy())
+    )
+    assert np.abs(plain - flipped).max() > 1e-3
+    np.testing.assert_allclose(
+        scores(tmp_path / "mirrored", images), (plain + flipped) / 2, atol=1e-6
+    )
+
+
 def test_grad_cam_needs_feature_maps(tmp_path):
     from inference.ensemble import Ensemble
     from training.checkpoint import save_checkpoint

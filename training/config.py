@@ -55,6 +55,11 @@ class InputSettings(BaseModel):
         ge=1,
         description="n: a margin of 1/n of the face's bounding box on each side",
     )
+    mirrored: bool = Field(
+        default=False,
+        description="test-time augmentation: the mean score of a face and its mirror "
+        "image, at twice the cost",
+    )
     clip_frames: int = Field(
         default=0,
         ge=0,
