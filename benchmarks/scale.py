@@ -73,9 +73,9 @@ def run_step(step: str, root: Path) -> None:
 class BlankCrops(TrainingCrops):
     """Black images in place of the empty files; the names are looked up."""
 
-    def _read(self, row, rng):
+    def _read(self, row, *_):
         assert self.crops.files(row).image.name
-        return np.zeros((300, 300, 3), np.uint8)
+        return [np.zeros((300, 300, 3), np.uint8)], 0.0
 
 
 def loader_memory(root: Path, crops: int) -> list[float]:

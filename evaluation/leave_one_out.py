@@ -414,6 +414,12 @@ def main(argv: list[str] | None = None) -> int:
     options = _make_parser().parse_args(argv)
     recipes = read_recipes(options.recipe_file, options.recipes)
     data = options.data_dir
+    for settings in recipes.values():
+        if load_config(options.config, [*options.set, *settings]).input.clip_frames:
+            raise UserError(
+                f"{options.config}: the study scores single crops; leave out "
+                "input.clip_frames"
+            )
     crops = read_crop_table(data)
     if "technique" not in crops.columns:
         raise UserError(f"{folds_path(data)}: has no column technique (docs/data.md)")

@@ -11,7 +11,7 @@ All CSV files also as Excel saves them (`runtime.files.read_csv_rows`).
 
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -167,13 +167,16 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
 def frame_scores(frames: dict[int, dict[str, list[float]]]) -> dict[int, float]:
     """A video's score of each frame: mean over networks, then the largest face's.
 
-    Networks that score fewer faces of it than others, as those of clips, are left out.
+    Networks that score fewer of the video's frames than others, as those of clips, are
+    left out.
     """
+    counts = Counter(model for by_model in frames.values() for model in by_model)
+    most = max(counts.values(), default=0)
     scores = {}
     for frame, by_model in frames.items():
-        most = max(map(len, by_model.values()))
-        whole = [each for each in by_model.values() if len(each) == most]
-        scores[frame] = float(np.mean(whole, axis=0).max())
+        whole = [each for model, each in by_model.items() if counts[model] == most]
+        if whole:
+            scores[frame] = float(np.mean(whole, axis=0).max())
     return scores
 
 

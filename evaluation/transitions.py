@@ -32,6 +32,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -324,7 +325,8 @@ def test_clips(
 def make_trainer(network: str, config: Config, device: str, seed: int) -> Trainer:
     """A trainer of one of `NETWORKS`."""
     kind = "none" if network == FRAME else config.temporal
-    config = config.model_copy(update={"temporal": kind})
+    alternate = config.alternate if network == CLIP else 0
+    config = config.model_copy(update={"temporal": kind, "alternate": alternate})
     torch.manual_seed(seed)
     world = World(0, 1, torch.device(pick_device(device)))
     trainer = Trainer.build(config, world, config.pretrained, seed)
@@ -367,8 +369,15 @@ def score_pairs(
     condition: Condition,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Number of the video, label and probability of FAKE of each test clip, (N,) each."""
-    videos, labels, clips = zip(*test_clips(faces, pairs, trainer.config, condition))
-    return np.array(videos), np.array(labels), predict(trainer, clips)
+    videos: list[int] = []
+    labels: list[int] = []
+    scores: list[np.ndarray] = []
+    clips = test_clips(faces, pairs, trainer.config, condition)
+    while batch := list(islice(clips, trainer.config.batch_size)):
+        videos += [video for video, _, _ in batch]
+        labels += [label for _, label, _ in batch]
+        scores.append(predict(trainer, [clip for *_, clip in batch]))
+    return np.array(videos), np.array(labels), np.concatenate(scores)
 
 
 def auc_interval(
@@ -408,30 +417,29 @@ def paired_difference(
 
 
 def score_dataset(
-    trainer: Trainer, faces: Sequence[Faces], techniques: dict[str, str]
+    trainer: Trainer, faces: Sequence[Faces], techniques: Sequence[str]
 ) -> dict[str, tuple[float, float, float]]:
     """AUC of each technique's videos against the real ones, the mean over their clips.
 
     Args:
-        techniques: of each video by its name; empty of a real one.
+        techniques: of each video; empty of a real one.
     """
     settings = trainer.config.input
     places = np.arange(settings.clip_frames) - (settings.clip_frames - 1) / 2
-    scores = {}
+    scores = []
     for video in faces:
         clips = [
             images[pick(times, places * settings.clip_spacing)]
             for images, times in zip(video.images, video.times)
         ]
-        if clips:
-            scores[video.video] = float(predict(trainer, clips).mean())
+        scores.append(float(predict(trainer, clips).mean()))
     results = {}
-    for technique in sorted({*techniques.values()} - {""}):
-        names = [name for name in scores if techniques[name] in ("", technique)]
-        labels = np.array([int(techniques[name] != "") for name in names])
-        values = np.array([scores[name] for name in names])
+    for technique in sorted({*techniques} - {""}):
+        rows = [n for n, each in enumerate(techniques) if each in ("", technique)]
+        labels = np.array([int(techniques[row] != "") for row in rows])
         if 0 < labels.sum() < len(labels):
-            results[technique] = auc_interval(np.arange(len(names)), labels, values)
+            values = np.array(scores)[rows]
+            results[technique] = auc_interval(np.arange(len(rows)), labels, values)
     return results
 
 
@@ -496,24 +504,25 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{options.config}: set input.clip_frames to 2 or more")
     paths = _find_videos(options.videos)
     dataset = read_dataset(options.dataset) if options.dataset else None
-    techniques = {
-        video.path.stem: video.technique or "fake" * video.is_fake
-        for video in (dataset.videos if dataset else [])
-    }
     _check_settings(options, config, paths)
-    others = [video.path for video in dataset.videos] if dataset else []
-    found = _cut_all([*paths, *others], options, config.input.size)
+    others = dataset.videos if dataset else []
+    found = _cut_all(
+        [*paths, *(video.path for video in others)], options, config.input.size
+    )
     faces = [found[path] for path in paths if found[path].images]
     training, testing = split_people([each.video for each in faces], options.test_share)
     train_faces = [each for each in faces if person_of(each.video) in training]
     test_faces = [each for each in faces if person_of(each.video) in testing]
     if not train_faces or not test_faces:
         raise UserError("--videos: need faces of at least two people; give more videos")
-    new_people = [
-        found[path]
-        for path in others
-        if person_of(path.stem) not in training and found[path].images
+    # neither the person whose face is changed may be in training
+    new = [
+        video
+        for video in others
+        if person_of(video.original) not in training and found[video.path].images
     ]
+    new_people = [found[video.path] for video in new]
+    techniques = [video.technique or "fake" * video.is_fake for video in new]
     results_path, differences_path = (
         options.output_dir / name for name in ("results.csv", "differences.csv")
     )
@@ -531,10 +540,10 @@ def main(argv: list[str] | None = None) -> int:
         }
         if pairs != FLICKER:
             tested = {"strength 1": Condition()}
-        new = []
+        scored_rows = []
         for name, condition in tested.items():
             scored = score_pairs(trainer, test_faces, pairs, condition)
-            new.append([pairs, network, name, seed, *auc_interval(*scored)])
+            scored_rows.append([pairs, network, name, seed, *auc_interval(*scored)])
             if name == "strength 1":
                 scores_path = options.output_dir / f"{pairs}_{network}_{seed}.npy"
                 np.save(scores_path, scored[2])
@@ -545,14 +554,15 @@ def main(argv: list[str] | None = None) -> int:
                     differences.append([pairs, network, name, seed, *difference])
         if pairs == FLICKER:
             for name, auc in score_dataset(trainer, new_people, techniques).items():
-                new.append([pairs, network, f"fakes: {name}", seed, *auc])
-        rows += new
-        write_csv(results_path, HEADER, rows)
+                scored_rows.append([pairs, network, f"fakes: {name}", seed, *auc])
+        rows += scored_rows
+        # results last: they say that the run is done
         write_csv(differences_path, HEADER, differences)
+        write_csv(results_path, HEADER, rows)
         minutes = (time.perf_counter() - start) / 60
         print(
             f"{number}/{len(todo)} {pairs}, {network}, seed {seed}: AUC "
-            f"{new[0][4]:.3f}; {minutes:.1f} min",
+            f"{scored_rows[0][4]:.3f}; {minutes:.1f} min",
             flush=True,
         )
     print(write_tables(options.output_dir, rows), end="")
@@ -582,8 +592,10 @@ def _cut_all(
     for path, _, error in map_items(
         task, missing, executor_options(options), "cut faces", "video"
     ):
-        if error is not None:
+        if isinstance(error, UserError):
             print(f"{path}: {error_reason(error, path)}")
+        elif error is not None:
+            raise error
     return {
         path: read_faces(path, folder)
         if _cache_path(path, folder).exists()

@@ -72,6 +72,8 @@ class Ensemble:
         settings: the input settings of each network.
         faces_settings: how faces are found, the same for all networks.
         sizes: the input sizes of the frame networks in pixels, ascending.
+        shown_size: that of the first of them, whose faces a report shows; 0 if there is
+            none.
         clip_input: what the clip networks see; None if there are none.
         min_faces: faces to gather before a call. A GPU wants full batches; on a CPU
             each video is scored alone, so that its scores do not depend, in the last
@@ -101,6 +103,9 @@ class Ensemble:
         self.faces_settings = self._common_settings(paths)
         self.sizes = sorted(
             {each.size for each in self.settings if not each.clip_frames}
+        )
+        self.shown_size = next(
+            (each.size for each in self.settings if not each.clip_frames), 0
         )
         self.clip_input = self._common_clips(paths)
 
@@ -184,13 +189,14 @@ class Ensemble:
         Args:
             clips: (N, T, S, S, 3) uint8 RGB.
         """
-        maps, logits = self._threads.submit(
-            self._grad_cam, torch.from_numpy(clips)
-        ).result()
-        count, frames = clips.shape[:2]
-        frame = logits.reshape(count, frames).argmax(1)
-        places = np.arange(count) * frames + frame
-        return ClipView(clips[np.arange(count), frame], maps[places])
+        images, heatmaps = [], []
+        for clip in clips:  # one at a time: memory
+            maps, logits = self._threads.submit(
+                self._grad_cam, torch.from_numpy(clip)
+            ).result()
+            images.append(clip[logits.argmax()])
+            heatmaps.append(maps[logits.argmax()])
+        return ClipView(np.stack(images), np.stack(heatmaps))
 
     @torch.inference_mode()
     def _grad_cam(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -240,15 +246,15 @@ class Ensemble:
         scores: list[Tensor] = []
         done, frames = 0, max(1, self.settings[number].clip_frames)
         while done < len(images):
+            count = max(1, self.batch // frames)
             try:
-                count = max(1, self.batch // frames)
                 scores.append(self._scores(number, images[done : done + count]))
                 done += len(scores[-1])
                 continue
             except torch.OutOfMemoryError as error:
-                if self.batch == 1:
+                if count == 1:
                     raise MachineError(
-                        f"{self.names[number]}: not enough GPU memory for one face "
+                        f"{self.names[number]}: not enough GPU memory for one input "
                         f"({error}); use a larger GPU, or predict with fewer networks "
                         "at a time"
                     ) from error
@@ -346,7 +352,7 @@ def predict_video(
         ensemble.clip_input,
     )
     (prediction,) = predict_batch(ensemble, {path: faces}, grad_cam)
-    shown = ensemble.settings[0].size
+    shown = ensemble.shown_size
     keep = details and shown in faces.inputs
     faces.inputs = {shown: faces.inputs[shown]} if keep else {}
     faces.clips = {}

@@ -87,21 +87,24 @@ def plan_clips(
     Args:
         numbers: frames whose faces are searched.
     """
-    fps = info.fps or DEFAULT_RATE
+    times = np.array([info.time(number) for number in range(info.frames)])
+    if not times[-1]:  # the container has no rate
+        times = np.arange(info.frames) / DEFAULT_RATE
     places = np.arange(settings.clip_frames) - (settings.clip_frames - 1) / 2
-    # the last frame that is shown until each time, as in training
-    offsets = np.floor(places * settings.clip_spacing * fps + 1e-6).astype(int)
+    offsets = places * settings.clip_spacing
     roomy = [
         number
         for number in numbers
-        if number + offsets[0] >= 0 and number + offsets[-1] < info.frames
+        if times[number] + offsets[0] >= 0 and times[number] + offsets[-1] <= times[-1]
     ]
     roomy = roomy or [numbers[len(numbers) // 2]]
     chosen = [roomy[n] for n in frame_numbers(len(roomy), settings.clips_per_video)]
-    return {
-        number: np.clip(number + offsets, 0, info.frames - 1).tolist()
-        for number in chosen
-    }
+    plan = {}
+    for number in chosen:
+        # the last frame that is shown until each time, as in training
+        shown = np.searchsorted(times, times[number] + offsets + 1e-6, "right") - 1
+        plan[number] = np.clip(shown, 0, info.frames - 1).tolist()
+    return plan
 
 
 def extract_faces(
@@ -178,9 +181,7 @@ def extract_faces(
     if not faces.frames:
         reasons.append(f"no face found in {read} frames")
     if cutter:
-        cutter.finish(faces)
-        if faces.frames and not faces.clip_frames:
-            reasons.append("no clip: no face where clips are cut")
+        reasons += cutter.finish(faces)
     faces.reason = "; ".join(reasons)
     return faces
 
@@ -216,8 +217,8 @@ class _ClipCutter:
             self._boxes[number] = boxes
             self._cut()
 
-    def finish(self, faces: VideoFaces) -> None:
-        """Give the clips to `faces`."""
+    def finish(self, faces: VideoFaces) -> list[str]:
+        """Give the clips to `faces`. Returns why some are missing."""
         for middle, box in self._places:
             faces.clip_frames.append(middle)
             faces.clip_times.append(self._info.time(middle))
@@ -228,6 +229,11 @@ class _ClipCutter:
             )
         for size, clips in zip(self._wanted.sizes, zip(*self._clips)):
             faces.clips[size] = np.stack(clips)
+        if uncut := len(self._boxes):
+            return [f"{uncut} clips not cut: frames of them could not be decoded"]
+        if faces.frames and not self._places:
+            return ["no clip: no face at the moments at which clips are cut"]
+        return []
 
     def _cut(self) -> None:
         """Cut the clips whose boxes and frames are all there."""
@@ -242,7 +248,7 @@ class _ClipCutter:
                     )
                     for number in numbers
                 ]
-                if crops[0].size:
+                if all(crop.size for crop in crops):
                     self._clips.append(
                         [
                             np.stack([plain_transform(crop, size) for crop in crops])

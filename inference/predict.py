@@ -27,7 +27,13 @@ from inference.aggregate import NO_ANSWER, RULES, TOP_FACES
 from inference.ensemble import Ensemble, Prediction, predict_batch, predict_video
 from inference.extraction import VideoFaces, extract_faces
 from inference.report import Report, thumbnail
-from inference.submission import Journal, report_path, write_faces, write_submission
+from inference.submission import (
+    Journal,
+    is_answered,
+    report_path,
+    write_faces,
+    write_submission,
+)
 from preprocessing.datasets.table import resolve_inside
 from preprocessing.video import SUFFIXES, describe_unused, sort_files
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
@@ -249,7 +255,7 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
             if report:
                 if faces.preview is not None:
                     entry["thumbnail"] = thumbnail(faces.preview)
-                images = faces.inputs.get(ensemble.settings[0].size)
+                images = faces.inputs.get(ensemble.shown_size)
                 report.write_video(entry, images, faces.provenance, heatmaps, clips)
             journal.add(entry)
 
@@ -385,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     entries = predict(options)
     with_reason = sum(bool(entry["reason"]) for entry in entries.values())
-    unanswered = sum(not entry["frames"] for entry in entries.values())
+    unanswered = sum(not is_answered(entry) for entry in entries.values())
     print(
         f"{options.output}: {len(entries)} videos, "
         f"{unanswered} of them without an answer ({NO_ANSWER})"

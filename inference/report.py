@@ -28,7 +28,7 @@ import numpy as np
 
 from inference.aggregate import NO_ANSWER, ensemble_label, top_faces
 from inference.ensemble import ClipView
-from inference.submission import video_label
+from inference.submission import is_answered, video_label
 from preprocessing.tracking import track_faces
 from runtime.files import atomic_file
 
@@ -76,7 +76,7 @@ class Report:
         """
         label = video_label(entry, self._rule)
         sections = []
-        if entry["frames"]:
+        if is_answered(entry):
             sections += [
                 self._networks(entry),
                 _section("Score over time", _chart(entry)),
@@ -104,7 +104,7 @@ class Report:
         labels = []  # of the videos with faces
         for entry in entries:
             label = round(video_label(entry, self._rule), 6)
-            if entry["frames"]:
+            if is_answered(entry):
                 labels.append(label)
             rows.append(
                 [
@@ -176,7 +176,7 @@ def thumbnail(image: np.ndarray) -> str:
 
 def _summary(entry: dict, label: float) -> str:
     reason = escape(_printable(entry["reason"]))
-    if not entry["frames"]:
+    if not is_answered(entry):
         return f"No answer ({NO_ANSWER}): {reason}"
     verdict = "fake" if label > 0.5 else "real"
     frames = len(set(entry["frames"]))

@@ -55,7 +55,7 @@ class Journal:
         if lines and lines[0] == header:
             # those without a face are tried again: a limit may have been raised since
             self.entries = {
-                entry["filename"]: entry for entry in lines[1:] if entry["frames"]
+                entry["filename"]: entry for entry in lines[1:] if is_answered(entry)
             }
         with atomic_file(self.path) as temporary:
             kept = [header, *self.entries.values()]
@@ -114,6 +114,15 @@ def video_label(entry: dict, rule: str) -> float:
         *_clips(entry)["probabilities"].values(),
     ]
     return ensemble_label([np.array(each, np.float32) for each in scores], rule)
+
+
+def is_answered(entry: dict) -> bool:
+    """Whether a network has scored something of a video."""
+    scores = [
+        *entry["probabilities"].values(),
+        *_clips(entry)["probabilities"].values(),
+    ]
+    return any(scores)
 
 
 def _clips(entry: dict) -> dict:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.clips import CLIPS, choose_clips, clip_length, write_clip
+from preprocessing.clips import CLIPS, choose_clips, clip_numbers, write_clip
 from preprocessing.crops import crop_face
 from preprocessing.dataset import Video
 from preprocessing.layout import clips_dir
@@ -38,10 +38,11 @@ def extract_clips(video: Video, root: Path, count: int) -> None:
     info = probe(video.path)
     fit, skipped = match_original(video, info, found) if found else (None, [])
     source = probe_original(video) or info
-    length = clip_length(source.fps)
-    wanted = choose_clips(boxes, source.frames, length, count)
-    clips = [clip for clip in wanted if clip.numbers.stop <= info.frames]
+    offsets = clip_numbers(source.fps)
+    wanted = choose_clips(boxes, source.frames, offsets, count)
+    clips = [clip for clip in wanted if clip.numbers[-1] < info.frames]
     if not clips:
+        length = offsets.stop - offsets.start
         skipped.append(f"no face stays in view for {length} frames: no clip")
     images: dict[str, list[np.ndarray]] = {}
     numbers = sorted({number for clip in clips for number in clip.numbers})
@@ -54,7 +55,7 @@ def extract_clips(video: Video, root: Path, count: int) -> None:
                 if crop.size:
                     cut.append(crop.copy())
                 if len(cut) == len(clip.numbers):
-                    write_clip(folder / clip.name, cut, source.fps)
+                    write_clip(folder / clip.name, cut, source.fps / offsets.step)
                     cut.clear()
         missing = [clip for clip in clips if not (folder / clip.name).exists()]
         if clips and len(missing) == len(clips):
@@ -76,11 +77,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     dataset = open_dataset(options)
+    videos = [video for video in dataset.videos if not video.crops]
+    if not videos:
+        raise UserError(
+            f"{options.root_dir}: holds crops and no videos, so there are no clips to cut"
+        )
     return run_step(
         partial(
             extract_clips, root=output_root(options), count=options.clips_per_video
         ),
-        [video for video in dataset.videos if not video.crops],
+        videos,
         lambda video: clips_dir(dataset.root, video.name),
         options,
         "2 extract clips",

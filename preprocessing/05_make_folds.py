@@ -81,14 +81,14 @@ def _names(folder: Path, suffix: str) -> list[str]:
 
 
 def largest_changes(video: Video, root: Path) -> dict[str, int]:
-    """The largest value of each of a fake's diffs, by the crop's file name.
+    """The largest value of each of a fake's diffs, by the crop's name without ending.
 
     Raises:
         UserError: a diff cannot be read.
     """
     folder = diffs_dir(root, video.name)
     return {
-        f"{path.stem.removesuffix('_diff')}.png": int(
+        path.stem.removesuffix("_diff"): int(
             read_image(path, cv2.IMREAD_GRAYSCALE).max()
         )
         for path in sorted(folder.glob("*_diff.png"))
@@ -98,7 +98,7 @@ def largest_changes(video: Video, root: Path) -> dict[str, int]:
 def measure_changes(
     dataset: Dataset, options: argparse.Namespace
 ) -> dict[tuple[str, str], int]:
-    """`largest_changes` of all fakes, by video and file name."""
+    """`largest_changes` of all fakes, by video and name of the crop."""
     changes: dict[tuple[str, str], int] = {}
     for video, found, error in map_items(
         partial(largest_changes, root=dataset.root),
@@ -134,11 +134,17 @@ def fold_rows(
     seed: int,
     changes: dict[tuple[str, str], int] | None = None,
 ) -> Iterator[list]:
-    """One row of `table_columns` for each crop, shuffled by `seed`."""
+    """One row of `table_columns` for each crop, shuffled by `seed`; then the clips,
+    likewise, so that they change nothing for the crops.
+    """
     columns = table_columns(dataset, changes is not None, _has_clips(files))
     frames = _frame_numbers(dataset.videos)
-    order = array("i", range(len(files)))
-    random.Random(seed).shuffle(order)
+    is_clip = [file.endswith(CLIP_SUFFIX) for file in files]
+    order: array[int] = array("i")
+    for kind in (False, True):
+        part = array("i", (n for n, each in enumerate(is_clip) if each == kind))
+        random.Random(seed).shuffle(part)
+        order.extend(part)
     for position in order:
         video, file = dataset.videos[video_indices[position]], files[position]
         number = frames.get((video.name, file))
@@ -151,9 +157,9 @@ def fold_rows(
             "fold": video.fold,
             "technique": video.technique,
             "split": video.split,
-            CHANGE_COLUMN: (changes or {}).get((video.name, file), -1),
+            CHANGE_COLUMN: (changes or {}).get((video.name, Path(file).stem), -1),
             FOLDER_COLUMN: _folder(video, dataset.root),
-            KIND_COLUMN: CLIP if file.endswith(CLIP_SUFFIX) else CROP,
+            KIND_COLUMN: CLIP if is_clip[position] else CROP,
         }
         yield [row[column] for column in columns]
 

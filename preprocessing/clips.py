@@ -50,15 +50,21 @@ class Clip(NamedTuple):
         return f"{self.middle}_{self.actor}{CLIP_SUFFIX}"
 
 
-def clip_length(fps: float) -> int:
-    """Frames of a clip of a video with so many frames a second."""
-    return min(MAX_FRAMES, max(2, round(SECONDS * fps))) if fps > 0 else MAX_FRAMES
+def clip_numbers(fps: float) -> range:
+    """The frames of a clip, relative to its middle one.
+
+    Of a video with more than `MAX_FRAMES` a second every second, third, … one.
+    """
+    fps = fps or DEFAULT_RATE
+    step = 1 if SECONDS * fps <= MAX_FRAMES else round(SECONDS * fps / 30)
+    count = min(MAX_FRAMES, max(2, round(SECONDS * fps / step)))
+    return range(-(count // 2) * step, (count - count // 2) * step, step)
 
 
 def choose_clips(
     boxes: Mapping[int, Sequence[Sequence[float]] | None],
     frames: int,
-    length: int,
+    offsets: range,
     count: int = CLIPS,
 ) -> list[Clip]:
     """Evenly spread moments of a video, and the faces that stay in view in each.
@@ -69,7 +75,7 @@ def choose_clips(
     Args:
         boxes: of each searched frame's faces, in half-resolution pixels.
         frames: of the video.
-        length: frames of a clip.
+        offsets: of a clip's frames from its middle one.
         count: moments.
     """
     faces = [
@@ -86,12 +92,12 @@ def choose_clips(
         seen[number].add(track)
     moments: dict[int, list[Clip]] = {}
     for (middle, actor, box), track in zip(faces, tracks):
-        start = middle - length // 2
-        numbers = range(start, start + length)
-        searched = [number for number in boxes if number in numbers]
+        numbers = range(middle + offsets.start, middle + offsets.stop, offsets.step)
+        first, last = numbers[0], numbers[-1]
+        searched = [number for number in boxes if first <= number <= last]
         if (
-            start >= 0
-            and numbers.stop <= frames
+            first >= 0
+            and last < frames
             and all(track in seen[number] for number in searched)
         ):
             clip = Clip(middle, numbers, actor, box)

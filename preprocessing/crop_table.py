@@ -240,6 +240,7 @@ def read_crop_table(
         raise UserError(
             f"{path}: lists no {kind}s; run ./preprocess_data.sh {root}"
             + " --clips" * (kind == CLIP)
+            + " --format wds" * in_shards
         )
     return table
 

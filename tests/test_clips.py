@@ -16,7 +16,7 @@ from inference.extraction import plan_clips
 from preprocessing.clips import (
     choose_clips,
     choose_frames,
-    clip_length,
+    clip_numbers,
     read_clip,
     write_clip,
 )
@@ -25,7 +25,7 @@ from preprocessing.crops import read_image
 from preprocessing.video import VideoInfo, read_frames
 from runtime.cli import UserError
 from runtime.files import open_csv, write_csv
-from tests.media import FAKE, REAL, random_frames
+from tests.media import FAKE, REAL, random_frames, write_video
 from tests.test_temporal import T
 from tests.test_train import ROOT
 from training import train
@@ -39,6 +39,7 @@ from training.checkpoint import (
 from training.config import Config, InputSettings
 from training.dataset import BalancedSampler, TrainingCrops, ValidationCrops
 from training.model import DeepFakeClassifier, Normalize
+from training.samples import Sample
 
 STILL, MOVED = [10.0, 10.0, 30.0, 40.0], [80.0, 10.0, 100.0, 40.0]
 
@@ -46,7 +47,8 @@ STILL, MOVED = [10.0, 10.0, 30.0, 40.0], [80.0, 10.0, 100.0, 40.0]
 def test_clips_by_hand():
     """60 frames, 20 a clip: middles 10 to 50; the face that is not there at 30."""
     boxes = {number: [STILL] for number in range(0, 60, 10)}
-    clips = choose_clips(boxes, 60, 20, 4)
+    twenty = range(-10, 10)
+    clips = choose_clips(boxes, 60, twenty, 4)
     assert [(clip.middle, clip.numbers) for clip in clips] == [
         *((middle, range(middle - 10, middle + 10)) for middle in (10, 20, 30, 50))
     ]
@@ -54,20 +56,23 @@ def test_clips_by_hand():
     assert all(clip.box == STILL for clip in clips)
     # searched frames of the clip around 10 are 0 and 10; around 20, 10 and 20
     boxes[30] = None
-    assert [clip.middle for clip in choose_clips(boxes, 60, 20)] == [10, 20, 50]
+    assert [clip.middle for clip in choose_clips(boxes, 60, twenty)] == [10, 20, 50]
     # the same frame numbers, another face from 30 on
     boxes |= {number: [MOVED] for number in (30, 40, 50)}
-    assert [clip.middle for clip in choose_clips(boxes, 60, 20)] == [10, 20, 40, 50]
+    assert [clip.middle for clip in choose_clips(boxes, 60, twenty)] == [10, 20, 40, 50]
     boxes = {number: [STILL, MOVED] for number in range(0, 60, 10)}
     boxes[10] = [MOVED]
-    clips = choose_clips(boxes, 60, 20, 9)
+    clips = choose_clips(boxes, 60, twenty, 9)
     assert [(clip.middle, clip.actor) for clip in clips] == [
         *[(10, 0), (20, 1), (30, 0), (30, 1), (40, 0), (40, 1), (50, 0), (50, 1)]
     ]
-    assert choose_clips(boxes, 15, 20) == [] == choose_clips({}, 60, 20)
-    assert [clip_length(fps) for fps in (0, 1, 15, 25, 29.97, 60)] == [
-        *(32, 2, 15, 25, 30, 32)
-    ]
+    assert choose_clips(boxes, 15, twenty) == [] == choose_clips({}, 60, twenty)
+    # 25 frames a second; 60, of which every second is taken; 120, every fourth
+    assert clip_numbers(25) == clip_numbers(0) == range(-12, 13)
+    assert clip_numbers(60) == range(-30, 30, 2) and clip_numbers(1) == range(-1, 1)
+    assert clip_numbers(120) == range(-60, 60, 4) and len(clip_numbers(29.97)) == 30
+    (clip, *_) = choose_clips({0: [STILL], 40: [STILL]}, 80, clip_numbers(60), 1)
+    assert clip.numbers == range(10, 70, 2) and 40 in clip.numbers
 
 
 def test_frames_of_a_clip_by_hand():
@@ -144,6 +149,76 @@ def test_the_steps_cut_pairs_with_the_originals_box(with_clips):
     # landmarks are those of the middle frame's crop
     row = next(row for row in range(len(clips)) if clips.name("video", row) == FAKE)
     assert clips.files(row).npy.exists() and REAL in str(clips.files(row).npy)
+
+
+def test_clips_change_nothing_for_the_crops(with_clips, preprocessed):
+    """Rows of crops are those without clips, in their order; clips come after them."""
+    with (
+        open_csv(preprocessed / "folds.csv") as before,
+        open_csv(with_clips / "folds.csv") as after,
+    ):
+        crops = list(csv.reader(before))
+        rows = list(csv.reader(after))
+    assert [row[:-1] for row in rows[: len(crops)]] == crops
+    assert {row[-1] for row in rows[1 : len(crops)]} == {"crop"}
+    assert {row[-1] for row in rows[len(crops) :]} == {"clip"}
+
+
+def test_shards_hold_clips_too(with_clips, tmp_path):
+    data = shutil.copytree(with_clips, tmp_path / "data")
+    pack = import_module("preprocessing.06_pack_shards")
+    assert pack.main(["--root-dir", str(data), "--workers", "0"]) == 0
+    packed, files = (read_crop_table(data, form, CLIP) for form in ("wds", "files"))
+    places = {
+        (files.name("video", row), files.name("file", row)): row
+        for row in range(len(files))
+    }
+    assert len(packed) == len(files) > 0
+    for row in range(len(packed)):
+        other = places[packed.name("video", row), packed.name("file", row)]
+        (one, fps), (two, _) = Sample(packed, row).clip(), Sample(files, other).clip()
+        np.testing.assert_array_equal(one, two)
+        assert fps == 25
+    assert len(read_crop_table(data, "wds")) == len(read_crop_table(data))
+
+
+def test_a_fake_that_ends_before_a_clip_has_none(with_clips, tmp_path, monkeypatch):
+    """The original's clip takes frames 5 to 14; the fake has 12."""
+    data = shutil.copytree(with_clips, tmp_path / "data")
+    shutil.rmtree(data / "clips")
+    path = data / "dfdc_train_part_0" / f"{FAKE}.mp4"
+    frames = [frame for _, frame in read_frames(path, range(12))]
+    write_video(path, frames, crf="10")
+    monkeypatch.setattr("preprocessing.clips.SECONDS", 0.4)
+    step = import_module("preprocessing.02_extract_clips")
+    arguments = ["--root-dir", str(data), "--workers", "0", "--max-failures", "1"]
+    assert step.main(arguments) == 0
+    assert list((data / "clips" / REAL).glob("*.mp4"))
+    assert not list((data / "clips" / FAKE).glob("*.mp4"))
+    assert "no face stays in view" in (data / "failures.csv").read_text()
+
+
+def test_a_clip_of_frames_without_the_face_is_left_out(
+    dfdc, clip_checkpoint, monkeypatch
+):
+    """Where a later frame is smaller, its crop is empty; the others are there."""
+    from inference import extraction
+
+    def shrinking(path, numbers, info):
+        for number, frame in read_frames(path, numbers, info):
+            yield number, frame[:10, :10] if number % 5 == 4 else frame
+
+    monkeypatch.setattr(extraction, "read_frames", shrinking)
+    ensemble = Ensemble([clip_checkpoint / "one", clip_checkpoint / "clip"], "cpu")
+    (path,) = (dfdc / "dfdc_train_part_3").glob("*.mp4")
+    faces = extraction.extract_faces(
+        path,
+        ensemble.faces_settings,
+        ensemble.sizes,
+        "cpu",
+        clip_input=ensemble.clip_input,
+    )
+    assert faces.frames and all(each % 5 != 4 for each in faces.clip_frames)
 
 
 def settings(**more):

@@ -17,6 +17,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from preprocessing.clips import SECONDS
 from preprocessing.crops import MARGIN_PARTS
 from preprocessing.faces import INFERENCE_THRESHOLDS
 from runtime.cli import UserError, one_line
@@ -230,11 +231,21 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _alternate_with_clips(self) -> "Config":
-        if self.alternate and (not self.input.clip_frames or self.temporal == "none"):
+    def _clips(self) -> "Config":
+        frames, spacing = self.input.clip_frames, self.input.clip_spacing
+        if self.alternate and (not frames or self.temporal == "none"):
             raise ValueError(
                 "alternate needs weights over time: set input.clip_frames, and temporal "
                 "to depthwise or dense"
+            )
+        if self.alternate == 1:
+            raise ValueError("alternate=1 never trains the weights over time")
+        if frames and self.pair_mixup:
+            raise ValueError("pair_mixup mixes crops; it does not know clips")
+        if frames and (frames - 1) * spacing > SECONDS:
+            raise ValueError(
+                f"{frames} frames {spacing:.3g} s apart take more than the "
+                f"{SECONDS:g} s of a clip"
             )
         return self
 

@@ -310,34 +310,37 @@ class TrainingCrops(Dataset):
             extra: for what the winner's recipe lacks.
         """
         config, sample = self.config, Sample(self.crops, row)
+        # files first: a crop that cannot be read must not change the draws
+        landmarks, is_clip = sample.landmarks(), bool(config.input.clip_frames)
+        frames, fps = sample.clip() if is_clip else (sample.image()[None], 0.0)
         label, diff = float(self.crops["label"][row]), None
         codec_seed = extra.integers(2**63)
         codec = np.random.default_rng(codec_seed)
         is_encoded = bool(config.codec) and codec.random() < config.codec
-        if config.input.clip_frames:
+        images = [*frames]
+        if is_clip:
             rate = codec.uniform(*FRAME_RATES) if is_encoded else 0.0
-            images = self._clip_frames(sample, rate, extra)
-        else:
-            images = [sample.image()]
-        if is_blend or (config.input.clip_frames and label == 0):
+            images = self._clip_frames(frames, fps, rate, extra)
+        if is_blend or (is_clip and label == 0):
             images, mask = self._blend(images, sample, is_blend, extra)
             label = float(is_blend)
             diff = (mask * 255).astype(np.uint8)
         elif label == 1 and extra.random() < config.pair_mixup:
             images[0], label = self._mix_with_original(row, images[0], extra)
-        if is_encoded and config.input.clip_frames:
+        if is_encoded and is_clip:
             images = [*encode_clip(np.stack(images), codec)]
         elif is_encoded:
             images = [compress(images[0], codec)]
         state, cut = rng.getstate(), []
         for image in images:
             rng.setstate(state)
-            cut.append(self._cut(image, sample, diff, is_blend, row, rng))
+            cut.append(self._cut(image, landmarks, sample, diff, is_blend, row, rng))
         return cut, label
 
     def _cut(
         self,
         image: np.ndarray,
+        landmarks: np.ndarray | None,
         sample: Sample,
         diff: np.ndarray | None,
         is_blend: bool,
@@ -345,7 +348,7 @@ class TrainingCrops(Dataset):
         rng: random.Random,
     ) -> np.ndarray:
         """An image with at most one cutout."""
-        config, landmarks = self.config, sample.landmarks()
+        config = self.config
         if landmarks is not None and rng.random() < config.landmark_cutout:
             return landmark_cutout(image, landmarks, rng)
         if rng.random() < config.hull_cutout:
@@ -361,14 +364,13 @@ class TrainingCrops(Dataset):
         return image
 
     def _clip_frames(
-        self, sample: Sample, rate: float, rng: np.random.Generator
+        self, frames: np.ndarray, fps: float, rate: float, rng: np.random.Generator
     ) -> list[np.ndarray]:
-        """The frames that the network sees, at a random place and speed.
+        """The frames of a clip that the network sees, at a random place and speed.
 
         Args:
             rate: frames a second to which the clip is reduced; 0: none.
         """
-        frames, fps = sample.clip()
         settings = self.config.input
         speed, start, drop = 1.0, rng.random(), rng.random()
         if rng.random() < self.config.augmented:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.cli import UserError, one_line
-from training.temporal import Temporal, add_time
+from training.temporal import Temporal, add_time, is_over_time
 from training.weights_file import read_weights
 
 EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"
@@ -108,11 +108,14 @@ class DeepFakeClassifier(nn.Module):
         return self._pool(features)
 
     def freeze_all_but_norms(self) -> None:
-        """Train the normalisation layers and the last layer only."""
+        """Train the normalisation layers, the last layer, and what sees time only."""
         self.encoder.requires_grad_(False)
         for layer in self.encoder.modules():
             if isinstance(layer, NORM_LAYERS):
                 layer.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            if is_over_time(name):
+                parameter.requires_grad_(True)
 
     def _average(self, features: Tensor) -> Tensor:
         return self.avg_pool(features).flatten(1)

@@ -5,9 +5,9 @@ sharpness. What a network can learn from it is what all techniques leave, the tr
 blending, and nothing of a certain generator.
 
 Method: K. Shiohara and T. Yamasaki, "Detecting Deepfakes with Self-Blended Images"
-(2022); numbers as published. The hull is that of 68 landmarks where there are any, else
-the outline of `training.cutout`, whose radius varies at random, in place of the
-published choice of hulls.
+(2022); numbers as published. The hull is that of the outline of `training.cutout` (jaw
+and brows of 68 landmarks where there are any), whose radius varies at random, in place of
+the published choice of hulls.
 
 `part_blend` is ours: one part of the face from a copy that is moved further, half of the
 time from the mirrored face. Features that do not fit, or twice, are what techniques

@@ -74,17 +74,25 @@ class TemporalPointwise(nn.Conv2d):
 def add_time(encoder: nn.Module, frames: int, kind: Temporal) -> None:
     """Give each MBConv block of a timm EfficientNet convolutions over time, in place.
 
+    Fused blocks (EfficientNetV2's first stages), which expand by a 3 x 3 convolution, get
+    none.
+
     Raises:
-        UserError: it has no such block.
+        UserError: it has no such block, or others, as MixNet.
     """
     if kind == "none":
         return
     from timm.models._efficientnet_blocks import InvertedResidual
 
     blocks = [each for each in encoder.modules() if isinstance(each, InvertedResidual)]
-    for block in blocks:
-        block.conv_pw = TemporalPointwise(block.conv_pw, frames, kind)
-    if not blocks:
+    is_plain = [
+        type(each.conv_pw) is nn.Conv2d and each.conv_pw.kernel_size == (1, 1)
+        for each in blocks
+    ]
+    if blocks and all(is_plain):
+        for block in blocks:
+            block.conv_pw = TemporalPointwise(block.conv_pw, frames, kind)
+    else:
         raise UserError(
             "input.clip_frames: convolutions over time need an EfficientNet of timm, "
             "such as tf_efficientnet_b7.ns_jft_in1k"

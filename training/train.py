@@ -431,6 +431,7 @@ def _find_resume(
     # settings that a checkpoint of an earlier version lacks had their defaults
     defaults = Config().model_dump()
     old = defaults | checkpoint["config"] | {"seed": checkpoint["seed"]}
+    old["input"] = defaults["input"] | old["input"]
     old["left_out"] = checkpoint.get("left_out", [])
     new = config.model_dump() | {"seed": options.seed, "left_out": options.leave_out}
     changed = [
