@@ -21,7 +21,7 @@ from preprocessing.crop_table import read_crop_table
 from runtime.cli import MachineError, UserError
 from tests.media import REAL
 from training import train
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import InputSettings, load_config
 from training.curves import _points
 from training.dataset import BalancedSampler, train_val_split
@@ -169,6 +169,20 @@ def test_other_settings_do_not_go_on(trained, train_data, tmp_path):
     resume = ("--resume", str(trained / "weights" / f"{NAME}_0"))
     with pytest.raises(UserError, match="holds no optimizer.*_last"):
         run(train_data, tmp_path, options=resume)
+
+
+def test_a_run_of_an_earlier_version_goes_on(train_data, trained, tmp_path, capsys):
+    """Its checkpoint lacks settings that have come since."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "weights" / f"{NAME}_last"
+    entries = load_checkpoint(path)
+    for key in ("temporal", "part_blended", "alternate"):
+        del entries["config"][key]
+    for key in ("clip_frames", "clip_spacing", "clips_per_video", "mirrored"):
+        del entries["config"]["input"][key]
+    save_checkpoint(path, **entries)
+    assert run(train_data, tmp_path) == 0
+    assert "all 3 epochs are done" in capsys.readouterr().out
 
 
 def test_a_step_is_shared_by_fewer_processes_or_not_at_all():
