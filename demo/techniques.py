@@ -16,6 +16,8 @@ Sources: for the swap Dolhansky et al., "The DeepFake Detection Challenge Datase
 for the pattern Odena et al., "Deconvolution and Checkerboard Artifacts" (2016).
 """
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
@@ -24,6 +26,27 @@ from demo.actors import EYES_NOSE_MOUTH, OUTLINE, Actor
 PATCH_MARGIN = 12  # pixels of the donor's texture around its landmarks
 EYES, MOUTH = slice(0, 2), slice(3, 5)  # of an actor's landmarks
 BROWS = slice(len(EYES_NOSE_MOUTH), len(EYES_NOSE_MOUTH) + 3)
+
+
+class Face(NamedTuple):
+    """A face in a frame.
+
+    Attributes:
+        frame: (H, W, 3) float32 RGB, 0..255.
+        landmarks: (K, 2) float32, in pixels.
+        mask: (H, W) float32 0..1, what will be blended in.
+        window: rows and columns of all that the mask covers.
+    """
+
+    frame: np.ndarray
+    landmarks: np.ndarray
+    mask: np.ndarray
+    window: tuple[slice, slice]
+
+    @property
+    def inside(self) -> np.ndarray:
+        """The frame in the window, (h, w, 3)."""
+        return self.frame[self.window]
 
 
 class Technique:
@@ -55,28 +78,13 @@ class Technique:
         original = frame.astype(np.float32)
         left, top, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
         window = np.s_[top : top + height, left : left + width]
-        face = original.copy()
-        face[window] = self.paint(original, target, mask, window)
-        blended = original + mask[..., None] * (face - original)
+        changed = original.copy()
+        changed[window] = self.paint(Face(original, target, mask, window))
+        blended = original + mask[..., None] * (changed - original)
         return np.clip(blended, 0, 255).astype(np.uint8)
 
-    def paint(
-        self,
-        original: np.ndarray,
-        landmarks: np.ndarray,
-        mask: np.ndarray,
-        window: tuple[slice, slice],
-    ) -> np.ndarray:
-        """The changed face inside a window of the frame.
-
-        Args:
-            original: the frame, (H, W, 3) float32, 0..255.
-            landmarks: (K, 2) float32, in pixels of the frame.
-            mask: (H, W) float32 0..1, what will be blended in.
-
-        Returns:
-            (h, w, 3) float32, the window's size.
-        """
+    def paint(self, face: Face) -> np.ndarray:
+        """The changed face, (h, w, 3) float32 of the window's size."""
         raise NotImplementedError
 
     def _between(self, easy: float, hard: float) -> float:
@@ -114,22 +122,17 @@ class FaceSwap(Technique):
         landmarks = donor.landmarks - [left, top] + 0.5
         self._landmarks = landmarks * size / [width, height] - 0.5
 
-    def paint(
-        self,
-        original: np.ndarray,
-        landmarks: np.ndarray,
-        mask: np.ndarray,
-        window: tuple[slice, slice],
-    ) -> np.ndarray:
-        matrix = _fit_affine(self._landmarks, landmarks)
-        face = cv2.warpAffine(
+    def paint(self, face: Face) -> np.ndarray:
+        matrix = _fit_affine(self._landmarks, face.landmarks)
+        swapped = cv2.warpAffine(
             self._patch,
             matrix,
-            original.shape[1::-1],
+            face.frame.shape[1::-1],
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        return self._match_colours(face[window], original[window], mask[window])
+        window = face.window
+        return self._match_colours(swapped[window], face.inside, face.mask[window])
 
     def _match_colours(
         self, face: np.ndarray, original: np.ndarray, mask: np.ndarray
@@ -163,18 +166,11 @@ class Autoencoder(Technique):
         super().__init__(donor, difficulty, seed)
         self._tint = self._rng.uniform(-1, 1, 3) * self._between(8, 1)
 
-    def paint(
-        self,
-        original: np.ndarray,
-        landmarks: np.ndarray,
-        mask: np.ndarray,
-        window: tuple[slice, slice],
-    ) -> np.ndarray:
-        face = original[window]
-        height, width = face.shape[:2]
+    def paint(self, face: Face) -> np.ndarray:
+        height, width = face.inside.shape[:2]
         small = round(self._between(14, 48))
         small_size = (small, max(1, round(small * height / width)))
-        code = cv2.resize(face, small_size, interpolation=cv2.INTER_AREA)
+        code = cv2.resize(face.inside, small_size, interpolation=cv2.INTER_AREA)
         painted = cv2.resize(code, (width, height), interpolation=cv2.INTER_CUBIC)
         return (painted + self._tint).astype(np.float32)
 
@@ -186,35 +182,22 @@ class Upsampling(Technique):
     1.5 % at 1.
     """
 
-    def paint(
-        self,
-        original: np.ndarray,
-        landmarks: np.ndarray,
-        mask: np.ndarray,
-        window: tuple[slice, slice],
-    ) -> np.ndarray:
-        face = original[window]
-        gain = np.ones(face.shape[:2], np.float32)
+    def paint(self, face: Face) -> np.ndarray:
+        gain = np.ones(face.inside.shape[:2], np.float32)
         for stride in (2, 4):
             for axis, length in enumerate(gain.shape):
                 wave = np.cos(2 * np.pi * np.arange(length) / stride)
                 gain *= np.expand_dims(1 + self._between(0.08, 0.015) * wave, 1 - axis)
-        return face * gain[..., None]
+        return face.inside * gain[..., None]
 
 
 class Denoising(Technique):
     """The face without the camera's noise and the skin's texture, its edges kept."""
 
-    def paint(
-        self,
-        original: np.ndarray,
-        landmarks: np.ndarray,
-        mask: np.ndarray,
-        window: tuple[slice, slice],
-    ) -> np.ndarray:
-        face = np.ascontiguousarray(original[window])
+    def paint(self, face: Face) -> np.ndarray:
+        inside = np.ascontiguousarray(face.inside)
         levels = self._between(40, 10)  # differences of grey levels that are smoothed
-        return cv2.bilateralFilter(face, 9, levels, 3)
+        return cv2.bilateralFilter(inside, 9, levels, 3)
 
 
 class Reenactment(Technique):
@@ -226,28 +209,22 @@ class Reenactment(Technique):
         self._phases = self._rng.uniform(0, 2 * np.pi, 3)
         self._frame = 0
 
-    def paint(
-        self,
-        original: np.ndarray,
-        landmarks: np.ndarray,
-        mask: np.ndarray,
-        window: tuple[slice, slice],
-    ) -> np.ndarray:
-        width = float(np.ptp(landmarks[-len(OUTLINE) :, 0]))
-        height, whole_width = original.shape[:2]
+    def paint(self, face: Face) -> np.ndarray:
+        width = float(np.ptp(face.landmarks[-len(OUTLINE) :, 0]))
+        height, whole_width = face.frame.shape[:2]
         y, x = np.mgrid[:height, :whole_width].astype(np.float32)
         moved_x, moved_y = x.copy(), y.copy()
         self._frame += 1
         swing = np.sin(self._frame / 6 + self._phases)
         for part, direction, now in zip((MOUTH, EYES, BROWS), self._directions, swing):
             offset = direction * (0.5 + 0.5 * now) * width * self._between(0.06, 0.02)
-            for point in landmarks[part]:
+            for point in face.landmarks[part]:
                 squared = (x - point[0]) ** 2 + (y - point[1]) ** 2
                 bump = np.exp(-squared / (2 * (0.14 * width) ** 2))
                 moved_x -= bump * np.float32(offset[0])
                 moved_y -= bump * np.float32(offset[1])
-        moved = cv2.remap(original, moved_x, moved_y, cv2.INTER_LINEAR)
-        return moved[window]
+        moved = cv2.remap(face.frame, moved_x, moved_y, cv2.INTER_LINEAR)
+        return moved[face.window]
 
 
 TECHNIQUES = {
