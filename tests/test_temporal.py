@@ -194,3 +194,28 @@ def test_space_and_time_are_trained_by_turns():
         assert kinds == {number in (1, 2)} and "fc.weight" in moved
     with pytest.raises(ValidationError, match="alternate needs weights over time"):
         Config(alternate=3)
+
+
+def test_weights_over_time_have_a_learning_rate_of_their_own():
+    """The first step of AdamW moves each weight by the learning rate, but for decay."""
+    settings = {
+        "encoder": "tf_efficientnet_lite0",
+        "input": {"size": 48, "clip_frames": T},
+        "optimizer": "adamw",
+        "weight_decay": 0.0,
+        "learning_rate": 1e-4,
+    }
+    torch.manual_seed(1)
+    clips = torch.randint(0, 256, (4, T, 48, 48, 3), dtype=torch.uint8)
+    batch = {"image": clips, "label": torch.tensor([0.0, 1, 0, 1])}
+    trainer = make_trainer(**settings, time_learning_rate=10)
+    before = {
+        name: value.detach().clone()
+        for name, value in trainer.network.named_parameters()
+    }
+    trainer.step([batch], 0)
+    steps: dict[bool, list[float]] = {False: [], True: []}
+    for name, value in trainer.network.named_parameters():
+        steps[is_over_time(name)].append((value - before[name]).abs().max().item())
+    ratio = max(steps[True]) / max(steps[False])
+    assert ratio == pytest.approx(10, rel=0.05)

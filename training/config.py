@@ -151,6 +151,12 @@ class Config(BaseModel):
         "step; 0: none",
     )
 
+    time_learning_rate: float = Field(
+        default=1.0,
+        gt=0,
+        description="factor of the learning rate of a clip network's weights over time, "
+        "which begin at zero",
+    )
     alternate: int = Field(
         default=0,
         ge=0,

@@ -27,6 +27,7 @@ from training.temporal import is_over_time
 # Consecutive steps without finite gradients. The scaler halves its scale at each, from
 # 65,536 to below 1.
 MAX_SKIPPED_STEPS = 20
+FACTOR = "factor"  # of a parameter group's learning rate
 
 
 class NonFiniteError(UserError):
@@ -232,7 +233,7 @@ class Trainer:
                 iteration, base, config.poly_power, total
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get(FACTOR, 1.0)
 
     def _seed_dropout(self, iteration: int, number: int) -> None:
         """Seed dropout and stochastic depth for the process's batch `number` of a step.
@@ -324,7 +325,18 @@ def _adjust_batchnorm_momentum(network: torch.nn.Module, accumulate: int) -> Non
 
 def _make_optimizer(config: Config, network: torch.nn.Module) -> torch.optim.Optimizer:
     make: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
-    trained = [each for each in network.parameters() if each.requires_grad]
+    trained: list = [each for each in network.parameters() if each.requires_grad]
+    if config.time_learning_rate != 1:
+        named = [each for each in network.named_parameters() if each[1].requires_grad]
+        trained = [
+            {
+                "params": [
+                    each for name, each in named if is_over_time(name) == is_time
+                ],
+                FACTOR: factor,
+            }
+            for is_time, factor in ((False, 1.0), (True, config.time_learning_rate))
+        ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
             trained, lr=config.learning_rate, weight_decay=config.weight_decay
