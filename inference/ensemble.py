@@ -254,7 +254,7 @@ class Ensemble:
             except torch.OutOfMemoryError as error:
                 if count == 1:
                     raise MachineError(
-                        f"{self.names[number]}: not enough GPU memory for one input "
+                        f"{self.names[number]}: not enough GPU memory for one face "
                         f"({error}); use a larger GPU, or predict with fewer networks "
                         "at a time"
                     ) from error
