@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 from evaluation.metrics import metrics, score_arrays
 from inference.extraction import frame_numbers
+from preprocessing.clips import centred_times, shown_at
 from preprocessing.crops import crop_face
 from preprocessing.datasets import read_dataset
 from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
@@ -252,13 +253,6 @@ def make_pair(
     return held, np.stack(changing)
 
 
-def pick(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Indices of the frames that are shown at some times: the last ones until then."""
-    return np.clip(
-        np.searchsorted(times, wanted + 1e-6, "right") - 1, 0, len(times) - 1
-    )
-
-
 def training_batch(
     faces: Sequence[Faces], pairs: str, config: Config, seed: int, step: int
 ) -> dict:
@@ -280,7 +274,7 @@ def training_batch(
         if encoded:
             rate = rng.uniform(10, 29)
             wanted = np.floor(wanted * rate) / rate
-        images = video.images[place][pick(video.times[place], wanted)]
+        images = video.images[place][shown_at(video.times[place], wanted)]
         if rng.random() < 0.5:
             images = images[:, :, ::-1]
         strength = STRENGTHS[rng.integers(len(STRENGTHS))]
@@ -302,13 +296,13 @@ def test_clips(
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Number of the video, label and clip (T, S, S, 3) of each test clip."""
     settings = config.input
-    places = np.arange(settings.clip_frames) - (settings.clip_frames - 1) / 2
-    wanted = places * (condition.spacing or settings.clip_spacing)
+    spacing = condition.spacing or settings.clip_spacing
+    wanted = centred_times(settings.clip_frames, spacing)
     if condition.rate:
         wanted = np.floor(wanted * condition.rate) / condition.rate
     for number, video in enumerate(faces):
         for place, (images, times) in enumerate(zip(video.images, video.times)):
-            shown = images[pick(times, wanted)]
+            shown = images[shown_at(times, wanted)]
             for draw in range(DRAWS):
                 rng = np.random.default_rng([1, number, place, draw])
                 pair = make_pair(shown, pairs, condition.strength, rng)
@@ -353,13 +347,9 @@ def train(
 
 @torch.inference_mode()
 def predict(trainer: Trainer, clips: Sequence[np.ndarray]) -> np.ndarray:
-    """The probability of FAKE of each clip."""
-    size = trainer.config.batch_size
-    scores = [
-        torch.sigmoid(trainer.logits(torch.from_numpy(np.stack(clips[i : i + size]))))
-        for i in range(0, len(clips), size)
-    ]
-    return torch.cat(scores).cpu().numpy()
+    """The probability of FAKE of each clip, in one batch."""
+    logits = trainer.logits(torch.from_numpy(np.stack(clips)))
+    return torch.sigmoid(logits).cpu().numpy()
 
 
 def score_pairs(
@@ -425,11 +415,11 @@ def score_dataset(
         techniques: of each video; empty of a real one.
     """
     settings = trainer.config.input
-    places = np.arange(settings.clip_frames) - (settings.clip_frames - 1) / 2
+    wanted = centred_times(settings.clip_frames, settings.clip_spacing)
     scores = []
     for video in faces:
         clips = [
-            images[pick(times, places * settings.clip_spacing)]
+            images[shown_at(times, wanted)]
             for images, times in zip(video.images, video.times)
         ]
         scores.append(float(predict(trainer, clips).mean()))

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from inference.provenance import describe_provenance
-from preprocessing.clips import DEFAULT_RATE
+from preprocessing.clips import DEFAULT_RATE, centred_times, shown_at
 from preprocessing.crops import crop_face, full_resolution_box
 from preprocessing.faces import half_size, load_detector
 from preprocessing.video import VideoError, VideoInfo, probe, read_frames
@@ -90,8 +90,7 @@ def plan_clips(
     times = np.array([info.time(number) for number in range(info.frames)])
     if not times[-1]:  # the container has no rate
         times = np.arange(info.frames) / DEFAULT_RATE
-    places = np.arange(settings.clip_frames) - (settings.clip_frames - 1) / 2
-    offsets = places * settings.clip_spacing
+    offsets = centred_times(settings.clip_frames, settings.clip_spacing)
     roomy = [
         number
         for number in numbers
@@ -99,12 +98,9 @@ def plan_clips(
     ]
     roomy = roomy or [numbers[len(numbers) // 2]]
     chosen = [roomy[n] for n in frame_numbers(len(roomy), settings.clips_per_video)]
-    plan = {}
-    for number in chosen:
-        # the last frame that is shown until each time, as in training
-        shown = np.searchsorted(times, times[number] + offsets + 1e-6, "right") - 1
-        plan[number] = np.clip(shown, 0, info.frames - 1).tolist()
-    return plan
+    return {
+        number: shown_at(times, times[number] + offsets).tolist() for number in chosen
+    }
 
 
 def extract_faces(

@@ -109,20 +109,20 @@ def write_submission(
 
 def video_label(entry: dict, rule: str) -> float:
     """The label of a journal's entry: the probability of FAKE."""
-    scores = [
-        *entry["probabilities"].values(),
-        *_clips(entry)["probabilities"].values(),
-    ]
-    return ensemble_label([np.array(each, np.float32) for each in scores], rule)
+    return ensemble_label([np.array(each, np.float32) for each in _scores(entry)], rule)
 
 
 def is_answered(entry: dict) -> bool:
     """Whether a network has scored something of a video."""
-    scores = [
+    return any(_scores(entry))
+
+
+def _scores(entry: dict) -> list[list[float]]:
+    """The scores of each network, of faces or of clips."""
+    return [
         *entry["probabilities"].values(),
         *_clips(entry)["probabilities"].values(),
     ]
-    return any(scores)
 
 
 def _clips(entry: dict) -> dict:

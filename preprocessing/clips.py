@@ -181,3 +181,18 @@ def choose_frames(
         times = np.floor(times * slowest + epsilon) / slowest
     numbers = np.floor(times * fps + epsilon).astype(int)
     return np.clip(numbers, 0, length - 1).tolist()
+
+
+def centred_times(count: int, spacing: float) -> np.ndarray:
+    """Seconds of `count` frames from the middle of their clip, (count,)."""
+    return (np.arange(count) - (count - 1) / 2) * spacing
+
+
+def shown_at(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Indices of the frames that are shown at some times: the last ones until then.
+
+    Args:
+        times: of all frames, ascending. Before the first it is the first.
+    """
+    places = np.searchsorted(times, wanted + 1e-6, "right") - 1
+    return np.clip(places, 0, len(times) - 1)

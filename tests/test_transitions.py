@@ -17,11 +17,11 @@ from evaluation.transitions import (
     draw_disturbance,
     make_pair,
     paired_difference,
-    pick,
     split_people,
     test_clips,
     training_batch,
 )
+from preprocessing.clips import shown_at
 from runtime.cli import UserError
 from tests.test_train import ROOT
 from training.config import Config, load_config
@@ -77,7 +77,7 @@ def test_a_disturbance_is_in_the_oval_only_and_scales_with_its_strength(still):
 def test_the_frame_at_a_time_is_the_last_one_until_then():
     times = np.array([-1, -0.2, -0.1, 0, 0.1, 0.2, 1])
     wanted = np.array([-2, -0.15, -0.1, 0.05, 0.2, 5])
-    assert pick(times, wanted).tolist() == [0, 1, 2, 3, 5, 6]
+    assert shown_at(times, wanted).tolist() == [0, 1, 2, 3, 5, 6]
 
 
 def test_people_are_apart_and_all_videos_of_one_on_one_side():

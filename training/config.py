@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from preprocessing.clips import SECONDS
+from preprocessing.crop_table import CLIP, CROP
 from preprocessing.crops import MARGIN_PARTS
 from preprocessing.faces import INFERENCE_THRESHOLDS
 from runtime.cli import UserError, one_line
@@ -74,6 +75,11 @@ class InputSettings(BaseModel):
     clips_per_video: int = Field(
         default=4, ge=1, le=64, description="evenly spaced clips of each face"
     )
+
+    @property
+    def kind(self) -> str:
+        """Of the rows of folds.csv that the network trains on."""
+        return CLIP if self.clip_frames else CROP
 
 
 class Config(BaseModel):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.crop_table import CLIP, CROP, FORMATS, read_crop_table
+from preprocessing.crop_table import FORMATS, read_crop_table
 from runtime.cli import make_parser, positive_int, run_main
 from runtime.files import save_figure
 from training.config import load_config
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     config = load_config(options.config, options.set)
     is_clip = bool(config.input.clip_frames)
-    kind = CLIP if is_clip else CROP
-    crops = read_crop_table(options.data_dir, options.format, kind)
+    crops = read_crop_table(options.data_dir, options.format, config.input.kind)
     training, _ = train_val_split(crops, options.fold, config.validation_frame_step)
     training, _ = treat_unchanged(training, config.unchanged)
     sampler = BalancedSampler(

@@ -31,7 +31,7 @@ import yaml
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, get_worker_info
 from tqdm import tqdm
 
-from preprocessing.crop_table import CLIP, CROP, FORMATS, CropTable, read_crop_table
+from preprocessing.crop_table import FORMATS, CropTable, read_crop_table
 from preprocessing.layout import landmarks_dir
 from runtime.cli import (
     MachineError,
@@ -244,8 +244,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
             f"{options.output_dir}: the processes do not see the same checkpoint in "
             "it; it must be on a file system that all nodes share"
         )
-    kind = CLIP if config.input.clip_frames else CROP
-    crops = read_crop_table(options.data_dir, options.format, kind)
+    crops = read_crop_table(options.data_dir, options.format, config.input.kind)
     crops = leave_out(crops, options.leave_out)
     training, validation = train_val_split(
         crops, options.fold, config.validation_frame_step
