@@ -69,7 +69,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "transitions.yaml"
 MOMENTS = 4  # of a video
 AROUND, FAR = 0.6, (-2.0, -1.0, 1.0, 2.0)  # seconds around a moment that are kept
 STRENGTHS = (1.0, 0.5, 0.25, 0.125)
-DRAWS = 4  # pairs of each test moment
+DRAWS = 2  # pairs of each test moment
 # A disturbance of full strength, of a face crop of 112 pixels
 MOVE, SCALE, TINT, BLUR = 2.0, 0.03, 8.0, (0.3, 1.2)
 OVAL, FEATHER = (0.27, 0.33), 0.03  # of the crop's side

@@ -52,23 +52,42 @@ class TemporalPointwise(nn.Conv2d):
         """(N * T, C_in, H, W) to (N * T, C_out, H, W)."""
         features = super().forward(images)
         if self.kind == "dense":
-            before, after = self._neighbours(images)
+            padded = self._repeat_ends(images)
             convolve = nn.functional.conv2d
             return (
                 features
-                + convolve(before, self.side_taps[0])
-                + convolve(after, self.side_taps[1])
+                + convolve(self._frames(padded[:, :-2], images), self.side_taps[0])
+                + convolve(self._frames(padded[:, 2:], images), self.side_taps[1])
             )
-        before, after = self._neighbours(features)
-        taps = [each.view(1, -1, 1, 1) for each in (self.centre_tap, *self.side_taps)]
-        return taps[0] * features + taps[1] * before + taps[2] * after
+        before, after = self.side_taps
+        kernel = torch.stack([before, self.centre_tap, after], 1)
+        # an image of T + 2 rows, a row a frame, convolved along its columns
+        convolved = nn.functional.conv2d(
+            self._repeat_ends(features).permute(0, 3, 1, 2),
+            kernel.view(-1, 1, 3, 1),
+            groups=self.out_channels,
+        )
+        return self._frames(convolved.permute(0, 2, 3, 1), features)
 
-    def _neighbours(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """For each frame the one before and the one after it in its clip."""
-        places = torch.arange(len(images), device=images.device)
-        first = places % self.frames == 0
-        last = places % self.frames == self.frames - 1
-        return images[places - 1 + first.long()], images[places + 1 - last.long()]
+    def _repeat_ends(self, images: Tensor) -> Tensor:
+        """(N * T, C, H, W) to (N, T + 2, H * W, C), first and last frame twice."""
+        rows = images.permute(0, 2, 3, 1)
+        rows = rows.reshape(-1, self.frames, rows[0, :, :, 0].numel(), rows.shape[3])
+        return torch.cat([rows[:, :1], rows, rows[:, -1:]], 1)
+
+    @staticmethod
+    def _frames(rows: Tensor, images: Tensor) -> Tensor:
+        """(N, T, H * W, C) to (N * T, C, H, W), with H, W and strides like `images`."""
+        frames = rows.reshape(-1, *images.shape[2:], rows.shape[3]).permute(0, 3, 1, 2)
+        # else the layers that follow would round differently
+        return frames.contiguous(memory_format=memory_format(images))
+
+
+def memory_format(images: Tensor) -> torch.memory_format:
+    """Whether (N, C, H, W) lies in memory as N, H, W, C or as N, C, H, W."""
+    if images.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def add_time(encoder: nn.Module, frames: int, kind: Temporal) -> None:
