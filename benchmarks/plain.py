@@ -177,16 +177,17 @@ def predict_video(path, models, device="cpu"):
     crops = [
         crop_face(frame, box) for frame, boxes in zip(frames, found) for box in boxes
     ]
-    probabilities = []
+    probabilities = {}
     with torch.inference_mode():
-        for model, settings in networks(models, device):
+        for number, (model, settings) in enumerate(networks(models, device)):
             batch = np.stack([plain_transform(crop, settings.size) for crop in crops])
             images = torch.from_numpy(batch).to(device)
             normalize = Normalize(settings.mean, settings.std).to(device)
             inputs = normalize(images).contiguous()
             logits = model(inputs.to(next(model.parameters()).dtype))
-            probabilities.append(torch.sigmoid(logits).float().cpu().numpy())
-    return ensemble_label(probabilities, "winner")
+            scores = torch.sigmoid(logits).float().cpu().numpy()
+            probabilities[str(number)] = scores
+    return ensemble_label(probabilities)
 
 
 def main():

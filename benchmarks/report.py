@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 
+from inference.aggregate import Aggregation
 from inference.report import Report, page_id, thumbnail
 from runtime.cli import UserError, make_parser, positive_int
 from runtime.results import print_results
@@ -39,7 +40,7 @@ def make_entry(number: int, image: np.ndarray) -> dict:
 
 def measure(page, folder: Path, count: int, image: np.ndarray) -> dict:
     """Write a report of `count` videos and load it. Returns a row of the table."""
-    report = Report(folder, "winner")
+    report = Report(folder, Aggregation())
     faces = np.stack([image[:380, 70:450]] * 32)
     entries = [make_entry(number, image) for number in range(count)]
     for entry in entries:

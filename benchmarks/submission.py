@@ -32,6 +32,7 @@ from benchmarks.measure import (
 )
 from inference.ensemble import Ensemble
 from inference.extraction import extract_faces
+from inference.members import plain_members
 from inference.predict import find_videos
 from runtime.cli import make_parser, positive_int
 from runtime.executor import ExecutorOptions, map_items
@@ -121,7 +122,7 @@ def main(argv=None):
         )
         seconds = time_once(program_variants(videos, models, folder, options))
         tune_malloc()
-        ensemble = Ensemble(models, options.device)
+        ensemble = Ensemble(plain_members(models), options.device)
         faces = extract_all_faces(videos, ensemble, options.workers)
         groups = [[each] for each in faces] if options.device == "cpu" else [faces]
         networks_alone(ensemble, groups[:1])  # warm-up
@@ -136,7 +137,7 @@ def main(argv=None):
         videos=len(plain),
         faces=sum(len(each.frames) for each in faces),
         networks=[path.name for path in models],
-        sizes=ensemble.sizes,
+        sizes=ensemble.wanted.sizes,
         device=options.device,
         workers=options.workers,
         share_of_limit=round(limit / seconds["ours"], 2),
@@ -147,12 +148,7 @@ def main(argv=None):
 
 def extract_all_faces(videos, ensemble, workers):
     """The faces of each video of a folder."""
-    extract = partial(
-        extract_faces,
-        settings=ensemble.faces_settings,
-        sizes=ensemble.sizes,
-        device="cpu",
-    )
+    extract = partial(extract_faces, wanted=ensemble.wanted, device="cpu")
     outcomes = map_items(
         extract,
         find_videos(videos)[0],

@@ -24,12 +24,7 @@ import numpy as np
 from inference.aggregate import RULES
 from inference.ensemble import Ensemble, predict_batch
 from inference.extraction import VideoFaces
-from inference.predict import (
-    add_model_options,
-    find_weights,
-    published_models,
-    weights_identity,
-)
+from inference.members import add_model_options, members_identity, read_members
 from inference.submission import Journal, report_path, write_faces, write_submission
 from preprocessing.crop_table import CropTable, read_crop_table
 from preprocessing.crops import read_image
@@ -110,16 +105,16 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
             f"give another, or --split {ALL}"
         )
     sets = crop_sets(table)
-    weights = find_weights(options.weights_dir, options.models or published_models())
-    ensemble = Ensemble(weights, options.device)
-    if ensemble.clip_input:
+    members, aggregation = read_members(options)
+    ensemble = Ensemble(members, options.device)
+    if ensemble.wanted.clips:
         raise UserError(
             "--models: a network of them sees clips; inference.predict scores videos "
             "with it, this program single crops only"
         )
     identity = {
         "data_dir": str(options.data_dir.resolve()),
-        "weights": weights_identity(weights),
+        "members": members_identity(members),
     }
     journal = Journal(options.output, identity)
     todo = [each for each in sets if each.video not in journal.entries]
@@ -132,7 +127,7 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
             journal.add(entry)
         found.clear()
 
-    task = partial(read_crops, sizes=ensemble.sizes)
+    task = partial(read_crops, sizes=ensemble.wanted.sizes)
     executor = executor_options(options)
     for crops, faces, error in map_items(task, todo, executor, "score crops", "video"):
         if error is not None:
@@ -143,7 +138,7 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
             keep()
     keep()
     entries = {each.video: journal.entries[each.video] for each in sets}
-    write_submission(options.output, entries, options.rule)
+    write_submission(options.output, entries, aggregation)
     if options.faces_csv:
         write_faces(options.faces_csv, entries)
     journal.finish()
@@ -170,8 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rule",
         choices=RULES,
-        default="winner",
-        help="from the scores of a video's crops to its label",
+        help="from the scores of a video's crops to its label (default: winner, or the "
+        "ensemble file's)",
     )
     add_model_options(parser)
     add_executor_options(parser)

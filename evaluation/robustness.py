@@ -34,6 +34,7 @@ from evaluation.tables import (
     read_submission,
 )
 from inference import predict
+from inference.members import add_model_options
 from inference.provenance import container_metadata
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
 from runtime.device import add_device_option
@@ -191,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         required=True,
         help="for the submission, the numbers and the chart",
     )
-    predict.add_model_options(parser)
+    add_model_options(parser)
     parser.add_argument(
         "--resamples",
         type=non_negative_int,
@@ -214,6 +215,7 @@ def main(argv: list[str] | None = None) -> int:
             options.device,
             *executor_arguments(options),
             *(["--models", *options.models] if options.models else []),
+            *(["--ensemble", options.ensemble] if options.ensemble else []),
         ]
         predict.main([str(argument) for argument in arguments])
     probabilities = read_submission(submission)
@@ -226,7 +228,12 @@ def main(argv: list[str] | None = None) -> int:
     with atomic_file(options.output_dir / "robustness.json") as temporary:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n")
     rows = results_table(results)
-    print_results("robustness", rows, models=options.models, device=options.device)
+    print_results(
+        "robustness",
+        rows,
+        models=options.models or options.ensemble,
+        device=options.device,
+    )
     return 0
 
 

@@ -48,7 +48,13 @@ from evaluation.tables import (
     read_submission,
     scores_by_model,
 )
-from inference.aggregate import NO_ANSWER, RULES, ensemble_label
+from inference.aggregate import (
+    NO_ANSWER,
+    RULES,
+    TRACKED,
+    Aggregation,
+    ensemble_label,
+)
 from preprocessing.dataset import SPLITS
 from preprocessing.datasets.table import name_of
 from runtime.cli import (
@@ -98,7 +104,7 @@ class Predictions:
                 f"so {NO_ANSWER}{hint}"
             )
         by_rule = {
-            name: ensemble_label(scores_by_model(frames), rule)
+            name: ensemble_label(scores_by_model(frames), Aggregation(rule))
             for name, frames in faces.items()
         }
         means = {
@@ -326,7 +332,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rule",
-        choices=RULES,
+        choices=[name for name in RULES if name not in TRACKED],
         default="winner",
         help="from the scores of a video's faces to its label, for a faces CSV",
     )

@@ -9,6 +9,7 @@ Reads  a submission: filename,label
 All CSV files also as Excel saves them (`runtime.files.read_csv_rows`).
 """
 
+import math
 import os
 import sys
 from collections import Counter, defaultdict
@@ -121,7 +122,8 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
     """Read a faces CSV.
 
     Returns:
-        by video, by frame number, by network: the probabilities of the frame's faces.
+        by video, by frame number, by network: the probabilities of the frame's faces,
+        NaN of a face that the network does not see.
 
     Raises:
         UserError: a frame or a probability is no number in its range.
@@ -136,7 +138,7 @@ def read_faces(path: Path) -> dict[str, dict[int, dict[str, list[float]]]]:
                 f"{path}: {row['video']}: frame {row['frame']!r} with the probability "
                 f"{row['probability']!r} are no numbers"
             ) from error
-        if not 0 <= probability <= 1:
+        if probability < 0 or probability > 1:
             raise UserError(
                 f"{path}: {row['video']}: {probability} is no probability from 0 to 1"
             )
@@ -175,18 +177,25 @@ def frame_scores(frames: dict[int, dict[str, list[float]]]) -> dict[int, float]:
     scores = {}
     for frame, by_model in frames.items():
         whole = [each for model, each in by_model.items() if counts[model] == most]
-        if whole:
-            scores[frame] = float(np.mean(whole, axis=0).max())
+        seen = [
+            float(np.mean(known))
+            for face in zip(*whole)
+            if (known := [score for score in face if not math.isnan(score)])
+        ]
+        if seen:
+            scores[frame] = max(seen)
     return scores
 
 
-def scores_by_model(frames: dict[int, dict[str, list[float]]]) -> list[np.ndarray]:
+def scores_by_model(
+    frames: dict[int, dict[str, list[float]]],
+) -> dict[str, np.ndarray]:
     """A video's face scores of each network, (K,) float32 in the frames' order."""
     by_model: dict[str, list[float]] = defaultdict(list)
     for each in frames.values():
         for model, probabilities in each.items():
-            by_model[model] += probabilities
-    return [np.array(scores, np.float32) for scores in by_model.values()]
+            by_model[model] += [p for p in probabilities if not math.isnan(p)]
+    return {name: np.array(each, np.float32) for name, each in by_model.items()}
 
 
 Value = TypeVar("Value")

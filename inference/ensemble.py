@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from inference.aggregate import TOP_FACES, top_faces
-from inference.extraction import ClipInput, VideoFaces, extract_faces
+from inference.extraction import (
+    ClipInput,
+    FramePlan,
+    VideoFaces,
+    Wanted,
+    extract_faces,
+)
+from inference.members import MAX_FRAMES, Member, unique_names
 from runtime.cli import MachineError, UserError
 from runtime.device import pick_device
 from training.checkpoint import load_classifier
@@ -32,7 +39,8 @@ GPU_BATCH = 64  # faces a forward pass on a GPU, enough to fill it; not measured
 CPU_BATCH, CPU_BATCH_PIXELS = 8, 300_000
 
 
-CLIP_SETTINGS = ("clip_frames", "clip_spacing", "clips_per_video")
+CLIP_SETTINGS = ("clip_frames", "clip_spacing", "clips_per_video", "frames_per_video")
+FACE_SETTINGS = ("detector_thresholds", "margin_parts")
 
 
 class Prediction(NamedTuple):
@@ -70,20 +78,20 @@ class Ensemble:
     Attributes:
         names: of the networks, unique.
         settings: the input settings of each network.
-        faces_settings: how faces are found, the same for all networks.
-        sizes: the input sizes of the frame networks in pixels, ascending.
-        shown_size: that of the first of them, whose faces a report shows; 0 if there is
-            none.
-        clip_input: what the clip networks see; None if there are none.
+        wanted: what they need of a video.
+        shown_size: input size of the first network of frames, whose faces a report
+            shows; 0 if there is none.
         min_faces: faces to gather before a call. A GPU wants full batches; on a CPU
             each video is scored alone, so that its scores do not depend, in the last
             digit, on its neighbours.
     """
 
-    def __init__(self, paths: Sequence[Path], device: str):
+    def __init__(self, members: Sequence[Member], device: str):
         self.device = torch.device(pick_device(device))
         on_gpu = self.device.type == "cuda"
-        self.names = _unique_names(paths)
+        self.members = members
+        paths = [Path(member.checkpoint) for member in members]
+        self.names = unique_names(paths)
         self._dtype = torch.float16 if on_gpu else torch.float32
         self.batch = GPU_BATCH
         self.min_faces = self.batch if on_gpu else 0
@@ -92,7 +100,10 @@ class Ensemble:
         )
         self._in_batches = self._on_gpu if on_gpu else self._on_cpu
         loaded = [load_classifier(path) for path in paths]
-        self.settings = [settings for _, settings in loaded]
+        self.settings = [
+            _as_member(settings, member)
+            for (_, settings), member in zip(loaded, members)
+        ]
         self._models = [
             model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
             for model, _ in loaded
@@ -100,14 +111,18 @@ class Ensemble:
         self._normalize = [
             Normalize(each.mean, each.std).to(self.device) for each in self.settings
         ]
-        self.faces_settings = self._common_settings(paths)
-        self.sizes = sorted(
-            {each.size for each in self.settings if not each.clip_frames}
+        self._plans = [
+            FramePlan(settings.frames_per_video, member.every)
+            for settings, member in zip(self.settings, members)
+        ]
+        sizes = [each.size for each in self.settings if not each.clip_frames]
+        self.shown_size = next(iter(sizes), 0)
+        self.wanted = Wanted(
+            self._common_settings(paths),
+            sorted({*sizes}),
+            [*dict.fromkeys(self._plans)],
+            self._common_clips(paths),
         )
-        self.shown_size = next(
-            (each.size for each in self.settings if not each.clip_frames), 0
-        )
-        self.clip_input = self._common_clips(paths)
 
     def _common_clips(self, paths: Sequence[Path]) -> ClipInput | None:
         """The clips, which all clip networks must agree on."""
@@ -126,14 +141,11 @@ class Ensemble:
 
     def _common_settings(self, paths: Sequence[Path]) -> InputSettings:
         """How faces are found, which all networks must agree on."""
-        may_differ = {"size", "mean", "std", "mirrored", *CLIP_SETTINGS}
         first = self.settings[0]
         for path, other in zip(paths, self.settings):
-            if other.model_dump(exclude=may_differ) != first.model_dump(
-                exclude=may_differ
-            ):
+            if any(getattr(first, key) != getattr(other, key) for key in FACE_SETTINGS):
                 raise UserError(
-                    f"{path}: expects other frames, thresholds or margins than "
+                    f"{path}: expects other thresholds or margins than "
                     f"{paths[0].name}; predict apart"
                 )
         return first
@@ -145,22 +157,34 @@ class Ensemble:
         other error of the GPU ends the run.
 
         Returns:
-            for each video, for each network, (K,) float32; (C,) by a clip network.
+            for each video, for each network, (K,) float32; (C,) by a clip network; NaN
+            of a face that the network does not see.
 
         Raises:
             MachineError: there is not enough memory even for one face.
             UserError: a network's outputs are not finite.
         """
         by_network = []
-        for number, settings in enumerate(self.settings):
-            counts = [
-                len(faces.clip_frames if settings.clip_frames else faces.frames)
-                for faces in videos
-            ]
-            scores = self._classify(number, videos)
-            by_network.append(np.split(scores, np.cumsum(counts)[:-1]))
-        by_video = zip(*by_network)
-        return [list(by_model) for by_model in by_video]
+        for number in range(len(self.settings)):
+            seen = [self._seen(number, faces) for faces in videos]
+            scores = self._classify(number, videos, seen)
+            by_video = np.split(scores, np.cumsum([each.sum() for each in seen])[:-1])
+            by_network.append(
+                [_spread(each, place) for each, place in zip(by_video, seen)]
+            )
+        return [list(by_model) for by_model in zip(*by_network)]
+
+    def _seen(self, number: int, faces: VideoFaces) -> np.ndarray:
+        """Which faces or clips of a video a network sees, (K,) or (C,) bool."""
+        sees_clips = self.settings[number].clip_frames
+        frames = faces.clip_frames if sees_clips else faces.frames
+        boxes = faces.clip_boxes if sees_clips else faces.boxes
+        seen = np.ones(len(frames), bool)
+        if faces.total and not sees_clips:
+            seen &= np.isin(frames, self._plans[number].numbers(faces.total))
+        if self.members[number].faces == "largest":
+            seen &= _largest(frames, boxes)
+        return seen
 
     def grad_cam(self, images: np.ndarray) -> np.ndarray:
         """Grad-CAM of the first network: which parts of a face raised its score.
@@ -217,13 +241,21 @@ class Ensemble:
         logits = model.fc(model.pool(features)).squeeze(1).float()
         return (maps / largest).cpu().numpy(), logits.cpu().numpy()
 
-    def _classify(self, number: int, videos: Sequence[VideoFaces]) -> np.ndarray:
-        """All faces or clips of all videos by one network, batches across videos."""
+    def _classify(
+        self, number: int, videos: Sequence[VideoFaces], seen: Sequence[np.ndarray]
+    ) -> np.ndarray:
+        """The faces or clips that a network sees of all videos, batches across videos."""
         size = self.settings[number].size
-        if self.settings[number].clip_frames:
-            inputs = [faces.clips[size] for faces in videos if faces.clip_frames]
-        else:
-            inputs = [faces.inputs[size] for faces in videos if faces.frames]
+        inputs = []
+        for faces, places in zip(videos, seen):
+            if places.any():
+                kind = (
+                    faces.clips if self.settings[number].clip_frames else faces.inputs
+                )
+                images = kind[size] if places.all() else kind[size][places]
+                if self.members[number].mirrored == "alternate":
+                    images = _mirror_every_second(images)
+                inputs.append(images)
         if not inputs:
             return np.zeros(0, np.float32)
         images = torch.from_numpy(np.concatenate(inputs))
@@ -300,7 +332,7 @@ def predict_batch(
             "boxes": faces.boxes,
             "probabilities": by_model,
         }
-        if ensemble.clip_input:
+        if ensemble.wanted.clips:
             entry["clips"] = {
                 "frames": faces.clip_frames,
                 "times": faces.clip_times,
@@ -332,7 +364,7 @@ def _clip_view(
 
 
 def predict_video(
-    path: Path, weights: tuple[Path, ...], device: str, details: bool, grad_cam: int
+    path: Path, members: tuple[Member, ...], device: str, details: bool, grad_cam: int
 ) -> Prediction:
     """Extract and score one video in a process that has its own networks.
 
@@ -342,15 +374,8 @@ def predict_video(
         VideoError: the file cannot be read as a video.
         MachineError: the networks cannot be loaded here.
     """
-    ensemble = _load_ensemble(weights, device)
-    faces = extract_faces(
-        path,
-        ensemble.faces_settings,
-        ensemble.sizes,
-        device,
-        details,
-        ensemble.clip_input,
-    )
+    ensemble = _load_ensemble(members, device)
+    faces = extract_faces(path, ensemble.wanted, device, details)
     (prediction,) = predict_batch(ensemble, {path: faces}, grad_cam)
     shown = ensemble.shown_size
     keep = details and shown in faces.inputs
@@ -360,21 +385,53 @@ def predict_video(
 
 
 @cache
-def _load_ensemble(weights: tuple[Path, ...], device: str) -> Ensemble:
+def _load_ensemble(members: tuple[Member, ...], device: str) -> Ensemble:
     """One ensemble a process. The machine that started the run has loaded the same
     files, so what fails here is this machine's fault.
     """
     try:
-        return Ensemble(weights, device)
+        return Ensemble(members, device)
     except UserError as error:
         raise MachineError(f"on the machine {socket.gethostname()}: {error}") from error
 
 
-def _unique_names(paths: Sequence[Path]) -> list[str]:
-    """The names of the checkpoints' files, or their paths where two names are equal."""
-    names = [path.name for path in paths]
-    names = names if len(set(names)) == len(names) else [str(path) for path in paths]
-    if len(set(names)) < len(names):
-        twice = max(names, key=names.count)
-        raise UserError(f"{twice}: is given twice; name each checkpoint once")
-    return names
+def _as_member(settings: InputSettings, member: Member) -> InputSettings:
+    """A network's input settings with those that the ensemble replaces.
+
+    Raises:
+        UserError: they are of single frames, and the network sees clips.
+    """
+    new: dict = {}
+    if member.frames or member.every:
+        if settings.clip_frames:
+            raise UserError(
+                f"{member.checkpoint}: sees clips; leave `frames` and `every` out"
+            )
+        new["frames_per_video"] = member.frames or MAX_FRAMES
+    if member.mirrored:
+        new["mirrored"] = member.mirrored == "mean"
+    return settings.model_copy(update=new)
+
+
+def _spread(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The scores at their places, NaN at all others."""
+    spread = np.full(len(places), np.nan, np.float32)
+    spread[places] = scores
+    return spread
+
+
+def _largest(frames: Sequence[int], boxes: Sequence[Sequence[int]]) -> np.ndarray:
+    """Which face of each frame is the largest, (K,) bool; of equal ones the first."""
+    best: dict[int, tuple[int, int]] = {}
+    for place, (frame, (x1, y1, x2, y2)) in enumerate(zip(frames, boxes)):
+        area = (x2 - x1) * (y2 - y1)
+        if frame not in best or area > best[frame][0]:
+            best[frame] = area, place
+    return np.isin(range(len(frames)), [place for _, place in best.values()])
+
+
+def _mirror_every_second(images: np.ndarray) -> np.ndarray:
+    """(K, …, S, S, 3) with the second, fourth, … mirrored."""
+    images = images.copy()
+    images[1::2] = images[1::2, ..., ::-1, :]
+    return images

@@ -41,6 +41,7 @@ class VideoFaces:
     clip_seconds: when each clip begins and ends.
     preview: the first frame, (h, PREVIEW_WIDTH, 3) uint8 RGB, if details are wanted.
     provenance: what the container says of its origin, in words, likewise.
+    total: frames of the video; 0 where nobody knows.
     """
 
     inputs: dict[int, np.ndarray] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class VideoFaces:
     clip_seconds: list[tuple[float, float]] = field(default_factory=list)
     preview: np.ndarray | None = None
     provenance: dict[str, str] = field(default_factory=dict)
+    total: int = 0
 
 
 def frame_numbers(count: int, wanted: int) -> list[int]:
@@ -65,15 +67,48 @@ def frame_numbers(count: int, wanted: int) -> list[int]:
     return sorted(set(numbers.tolist()))
 
 
+class FramePlan(NamedTuple):
+    """Which frames of a video a network sees.
+
+    frames: so many evenly spaced ones; with a step at most so many.
+    step: every n-th frame from the first; 0: evenly spaced.
+    """
+
+    frames: int
+    step: int = 0
+
+    def numbers(self, total: int) -> list[int]:
+        """The frames of a video of `total` frames, ascending."""
+        if self.step:
+            return [*range(0, total, self.step)][: self.frames]
+        return frame_numbers(total, self.frames)
+
+
 class ClipInput(NamedTuple):
     """The clips that networks of an ensemble see.
 
-    settings: frames, spacing and number of the clips; `sizes` replace its `size`.
+    settings: frames, spacing and number of the clips, which are around some of its
+        evenly spaced frames; `sizes` replace its `size`.
     sizes: input sizes S of the networks, in pixels.
     """
 
     settings: InputSettings
     sizes: Sequence[int]
+
+
+class Wanted(NamedTuple):
+    """What the networks of an ensemble need of a video.
+
+    settings: detector thresholds and margin.
+    sizes: input sizes S of the networks of frames, in pixels.
+    plans: the frames that they see.
+    clips: what networks of clips see; None if there are none.
+    """
+
+    settings: InputSettings
+    sizes: Sequence[int]
+    plans: Sequence[FramePlan]
+    clips: ClipInput | None = None
 
 
 def plan_clips(
@@ -104,31 +139,24 @@ def plan_clips(
 
 
 def extract_faces(
-    path: Path,
-    settings: InputSettings,
-    sizes: Sequence[int],
-    device: str,
-    details: bool = False,
-    clip_input: ClipInput | None = None,
+    path: Path, wanted: Wanted, device: str, details: bool = False
 ) -> VideoFaces:
     """Decode a video's frames, find its faces and make the networks' inputs.
 
     Args:
-        settings: frames, detector thresholds and margin; `sizes` replace its `size`.
-        sizes: input sizes S of the networks, in pixels.
         device: of the detector.
         details: whether preview and provenance are wanted too.
-        clip_input: what clip networks see, if there are any.
 
     Raises:
         VideoError: the file cannot be read as a video.
     """
     info = probe(path)
-    numbers = frame_numbers(info.frames, settings.frames_per_video)
+    settings, sizes = wanted.settings, wanted.sizes
+    numbers = sorted({n for plan in wanted.plans for n in plan.numbers(info.frames)})
     detector = load_detector(settings.detector_thresholds, device)
-    faces = VideoFaces()
+    faces = VideoFaces(total=info.frames)
     crops: list[list[np.ndarray]] = []
-    cutter = _ClipCutter(numbers, info, clip_input) if clip_input else None
+    cutter = _ClipCutter(info, wanted.clips) if wanted.clips else None
     read = 0
 
     def find_faces(batch: dict[int, np.ndarray]) -> None:
@@ -146,9 +174,9 @@ def extract_faces(
 
     batch: dict[int, np.ndarray] = {}
     searched = frozenset(numbers)
-    wanted = sorted(searched | (cutter.numbers if cutter else set()))
+    decoded = sorted(searched | (cutter.numbers if cutter else set()))
     try:
-        for number, frame in read_frames(path, wanted, info):
+        for number, frame in read_frames(path, decoded, info):
             if details and not read:
                 faces.preview = _preview(frame)
                 faces.provenance = describe_provenance(path)
@@ -189,8 +217,9 @@ class _ClipCutter:
         numbers: of the frames that it needs.
     """
 
-    def __init__(self, numbers: Sequence[int], info: VideoInfo, wanted: ClipInput):
+    def __init__(self, info: VideoInfo, wanted: ClipInput):
         self._info, self._wanted = info, wanted
+        numbers = frame_numbers(info.frames, wanted.settings.frames_per_video)
         self._plan = plan_clips(numbers, info, wanted.settings)
         self.numbers = {number for each in self._plan.values() for number in each}
         self._frames: dict[int, np.ndarray] = {}

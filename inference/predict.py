@@ -15,7 +15,6 @@ Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolut
 """
 
 import argparse
-import csv
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -23,9 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from inference.aggregate import NO_ANSWER, RULES, TOP_FACES
+from inference.aggregate import NO_ANSWER, RULES, TOP_FACES, Aggregation
 from inference.ensemble import Ensemble, Prediction, predict_batch, predict_video
 from inference.extraction import VideoFaces, extract_faces
+from inference.members import Member, add_model_options, members_identity, read_members
 from inference.report import Report, thumbnail
 from inference.submission import (
     Journal,
@@ -47,8 +47,6 @@ from runtime.executor import (
 )
 from runtime.files import file_size, read_csv_rows, readable_names
 from runtime.workers import GIB
-
-MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
 
 
 class TestVideos(NamedTuple):
@@ -181,50 +179,6 @@ def find_videos(
     return videos, unused
 
 
-def find_weights(weights_dir: Path, models: list[str]) -> list[Path]:
-    """The checkpoints' paths.
-
-    Raises:
-        UserError: one of them is not there.
-    """
-    paths = [weights_dir / model for model in models]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise UserError(
-            f"{missing[0]}: no such checkpoint ({len(missing)} of {len(paths)} are "
-            "missing); weights/download.sh gets the published ones, train.sh makes "
-            "your own"
-        )
-    return paths
-
-
-def weights_identity(weights: list[Path]) -> dict[str, list[int]]:
-    """By which a journal knows its checkpoints: size and time of change by path."""
-    stats = {str(path): path.stat() for path in weights}
-    return {name: [each.st_size, each.st_mtime_ns] for name, each in stats.items()}
-
-
-def published_models() -> list[str]:
-    """The names of the winner's seven checkpoints."""
-    with open(MANIFEST, newline="") as file:
-        return [row["name"] for row in csv.DictReader(file)]
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--weights-dir` and `--models`."""
-    parser.add_argument(
-        "--weights-dir",
-        type=Path,
-        default=Path("weights"),
-        help="folder of the checkpoints",
-    )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        action="extend",
-        help="checkpoints in it; the winner's seven if not given",
-    )
-
-
 def predict(options: argparse.Namespace) -> dict[str, dict]:
     """Predict every video and write the tables.
 
@@ -235,18 +189,18 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     names = {path: name for name, path in wanted.paths.items()}
     for reason, paths in wanted.unused.items():
         print(f"{options.test_dir}: {describe_unused(reason, paths)}", file=sys.stderr)
-    weights = find_weights(options.weights_dir, options.models or published_models())
+    members, aggregation = read_members(options)
     executor = executor_options(options)
-    ensemble = Ensemble(weights, "cpu" if executor.is_cluster else options.device)
-    report = Report(options.report, options.rule) if options.report else None
-    journal = Journal(options.output, _identity(options, weights))
+    ensemble = Ensemble(members, "cpu" if executor.is_cluster else options.device)
+    report = Report(options.report, aggregation) if options.report else None
+    journal = Journal(options.output, _identity(options, members, aggregation))
     todo = [path for name, path in wanted.paths.items() if name not in journal.entries]
     # large files first keep all workers busy to the end
     todo.sort(key=file_size, reverse=True)
     if len(todo) < len(names):
         done = len(names) - len(todo)
         print(f"going on: {done} of {len(names)} videos are done")
-    task, executor = _make_task(options, weights, ensemble, executor)
+    task, executor = _make_task(options, members, ensemble, executor)
     found: dict[Path, VideoFaces] = {}
 
     def keep(paths: Iterable[Path], predictions: Iterable[Prediction]) -> None:
@@ -284,7 +238,7 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     }
     keep(absent, predict_batch(ensemble, reasons))
     entries = {name: journal.entries[name] for name in wanted.order}
-    write_submission(options.output, entries, options.rule, wanted.unused)
+    write_submission(options.output, entries, aggregation, wanted.unused)
     if options.faces_csv:
         write_faces(options.faces_csv, entries)
     if report:
@@ -294,21 +248,23 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     return entries
 
 
-def _identity(options: argparse.Namespace, weights: list[Path]) -> dict:
+def _identity(
+    options: argparse.Namespace, members: list[Member], aggregation: Aggregation
+) -> dict:
     """What a run must have in common with an earlier one to continue it."""
     identity: dict[str, object] = {
         "test_dir": str(options.test_dir.resolve()),
-        "weights": weights_identity(weights),
+        "members": members_identity(members),
     }
     if options.report:  # pages are written video by video, so all must be of one kind
         folder = str(options.report.resolve())
-        identity["report"] = [folder, options.rule, options.grad_cam]
+        identity["report"] = [folder, *aggregation, options.grad_cam]
     return identity
 
 
 def _make_task(
     options: argparse.Namespace,
-    weights: list[Path],
+    members: list[Member],
     ensemble: Ensemble,
     executor: ExecutorOptions,
 ) -> tuple[Callable[[Path], VideoFaces | Prediction], ExecutorOptions]:
@@ -321,18 +277,16 @@ def _make_task(
     if not executor.is_cluster:
         task = partial(
             extract_faces,
-            settings=ensemble.faces_settings,
-            sizes=ensemble.sizes,
+            wanted=ensemble.wanted,
             device=options.device,
             details=details,
-            clip_input=ensemble.clip_input,
         )
         return task, executor
-    weights_gib = sum(map(file_size, weights)) / GIB
+    weights_gib = sum(file_size(Path(each.checkpoint)) for each in members) / GIB
     limits = executor.limits._replace(memory=executor.limits.memory + weights_gib)
     task_with_networks = partial(
         predict_video,
-        weights=tuple(weights),
+        members=tuple(members),
         device=options.device,
         details=details,
         grad_cam=options.grad_cam,
@@ -365,9 +319,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rule",
         choices=RULES,
-        default="winner",
-        help="from the scores of a video's faces to its label; winner-exact keeps two "
-        "accidents of the winner's code, confidence is the third-placed team's",
+        help="from the scores of a video's faces to its label (default: winner, or the "
+        "ensemble file's); winner-exact keeps two accidents of the winner's code, "
+        "confidence is the third-placed team's, vote the fourth's",
     )
     parser.add_argument(
         "--faces-csv", type=Path, help="write every face's score to this file"

@@ -18,6 +18,7 @@ Method: Grad-CAM (Selvaraju et al. 2017). A network that ends in an average pool
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -26,9 +27,9 @@ from string import Template
 import cv2
 import numpy as np
 
-from inference.aggregate import NO_ANSWER, ensemble_label, top_faces
+from inference.aggregate import NO_ANSWER, Aggregation, top_faces
 from inference.ensemble import ClipView
-from inference.submission import is_answered, video_label
+from inference.submission import is_answered, network_scores, video_label
 from preprocessing.tracking import track_faces
 from runtime.files import atomic_file
 
@@ -47,12 +48,12 @@ class Report:
 
     Args:
         folder: where the pages are written.
-        rule: one of `inference.aggregate.RULES`, which gives the labels.
+        aggregation: which gives the labels.
     """
 
-    def __init__(self, folder: Path, rule: str):
+    def __init__(self, folder: Path, aggregation: Aggregation):
         self.folder = folder
-        self._rule = rule
+        self._aggregation = aggregation
         self._style = (TEMPLATES / "style.css").read_text()
 
     def write_video(
@@ -74,7 +75,7 @@ class Report:
                 with the highest scores.
             clips: a frame of each of its clips with the highest scores.
         """
-        label = video_label(entry, self._rule)
+        label = video_label(entry, self._aggregation)
         sections = []
         if is_answered(entry):
             sections += [
@@ -103,7 +104,7 @@ class Report:
         rows = []
         labels = []  # of the videos with faces
         for entry in entries:
-            label = round(video_label(entry, self._rule), 6)
+            label = round(video_label(entry, self._aggregation), 6)
             if is_answered(entry):
                 labels.append(label)
             rows.append(
@@ -133,9 +134,10 @@ class Report:
         """The table of the networks: label and range of scores."""
         rows = []
         clips = entry.get("clips", {}).get("probabilities", {})
-        for name, scores in (entry["probabilities"] | clips).items():
-            label = ensemble_label([np.array(scores, np.float32)], self._rule)
-            spread = f"{min(scores):.4f} to {max(scores):.4f}" if scores else "no clip"
+        alone = self._aggregation._replace(weights={}, shrink=1.0)
+        for name, scores in network_scores(entry):
+            label = video_label(_only(entry, name), alone)
+            spread = f"{min(scores):.4f} to {max(scores):.4f}" if scores else "none"
             spread += " (clips)" if name in clips and scores else ""
             cells = (
                 f'<td class="name">{escape(name)}</td>'
@@ -162,6 +164,16 @@ class Report:
         )
         with atomic_file(self.folder / path) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _only(entry: dict, name: str) -> dict:
+    """An entry with the scores of one network."""
+
+    def only(part: dict) -> dict:
+        own = {key: each for key, each in part["probabilities"].items() if key == name}
+        return part | {"probabilities": own}
+
+    return only(entry) | ({"clips": only(entry["clips"])} if "clips" in entry else {})
 
 
 def page_id(filename: str) -> str:
@@ -202,8 +214,10 @@ def _chart(entry: dict) -> str:
             points = [
                 f"{60 + 640 * time / seconds:.1f} {200 - 180 * score:.1f}"
                 for time, score, track in zip(entry["times"], scores, tracks)
-                if track == person
+                if track == person and not math.isnan(score)
             ]
+            if not points:
+                continue
             # a single point is drawn twice: a line of length 0 with round ends is a dot
             points = points if len(points) > 1 else 2 * points
             lines.append(f'<path d="M{"L".join(points)}" {style}/>')
@@ -227,6 +241,8 @@ def _clip_bands(entry: dict, seconds: float, legend: list[str]) -> list[str]:
         hue = COLOURS[(len(entry["probabilities"]) + number) % len(COLOURS)]
         fill = f'fill="{hue}" fill-opacity="0.45"'
         for (start, end), score in zip(clips["seconds"], scores):
+            if math.isnan(score):
+                continue
             width = max(640 * (end - start) / seconds, 3)
             bands.append(
                 f'<rect x="{60 + 640 * start / seconds:.1f}" '
@@ -287,7 +303,9 @@ def _faces(
         zip(top_faces(scored["probabilities"]), images)
     ):
         image = cv2.resize(full, (FACE_SIDE, FACE_SIDE), interpolation=cv2.INTER_AREA)
-        mean = np.mean([scored["probabilities"][name][face] for name in names])
+        scores = [scored["probabilities"][name][face] for name in names]
+        known = [score for score in scores if not math.isnan(score)]
+        mean = f"{np.mean(known):.4f}" if known else "not scored"
         where = f"at {scored['times'][face]:.2f} s"
         if max(tracks):
             where += f", person {tracks[face] + 1}"
@@ -296,7 +314,7 @@ def _faces(
             text = f"Grad-CAM heatmap of {names[0]}, {unit} {where}"
             tags += _img(overlay(image, heatmaps[rank]), text)
         items.append(
-            f'<li>{tags}<span>{mean:.4f}</span><span class="soft">{where}</span></li>'
+            f'<li>{tags}<span>{mean}</span><span class="soft">{where}</span></li>'
         )
     note = f"Score of each {unit}."
     if len(names) > 1:

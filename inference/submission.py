@@ -8,7 +8,8 @@ Writes submission.csv          filename,label: probability of FAKE, sorted by na
                                in the list of videos
        submission.report.csv   filename,faces,reason: videos with a reason, unused files
        --faces-csv FILE        video,frame,time,x1,y1,x2,y2,model,probability, with clip
-                               networks also clip_seconds
+                               networks also clip_seconds; nan where a network does not
+                               see a face
 """
 
 import json
@@ -18,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.aggregate import ensemble_label
+from inference.aggregate import TRACKED, Aggregation, ensemble_label
+from preprocessing.tracking import track_faces
 from runtime.files import atomic_file, write_csv, write_errors
 
-JOURNAL_VERSION = 2  # of its keys; a journal of another version is not continued
+JOURNAL_VERSION = 3  # of its keys; a journal of another version is not continued
 FACES_HEADER = [
     "video",
     "frame",
@@ -85,17 +87,16 @@ def report_path(output: Path) -> Path:
 def write_submission(
     output: Path,
     entries: dict[str, dict],
-    rule: str,
+    aggregation: Aggregation,
     unused: Mapping[str, Sequence[Path]] | None = None,
 ) -> None:
     """Write the submission and its report, in the order of the entries.
 
     Args:
-        rule: one of `inference.aggregate.RULES`.
         unused: by reason the files that were not predicted, for the report.
     """
     ordered = entries.values()
-    labels = ([entry["filename"], video_label(entry, rule)] for entry in ordered)
+    labels = ([entry["filename"], video_label(entry, aggregation)] for entry in ordered)
     write_csv(output, ["filename", "label"], labels)
     rows = [
         [entry["filename"], len(entry["frames"]), entry["reason"]]
@@ -107,21 +108,39 @@ def write_submission(
     write_csv(report_path(output), ["filename", "faces", "reason"], rows)
 
 
-def video_label(entry: dict, rule: str) -> float:
+def video_label(entry: dict, aggregation: Aggregation) -> float:
     """The label of a journal's entry: the probability of FAKE."""
-    return ensemble_label([np.array(each, np.float32) for each in _scores(entry)], rule)
+    return ensemble_label(
+        {name: np.array(each, np.float32) for name, each in network_scores(entry)},
+        aggregation,
+        _tracks(entry) if aggregation.rule in TRACKED else None,
+    )
+
+
+def _tracks(entry: dict) -> dict[str, np.ndarray]:
+    """By network which scores are the same person's."""
+    found = {}
+    for kind in (entry, _clips(entry)):
+        tracks = np.array(track_faces(kind["frames"], kind["boxes"]), int)
+        for name, scores in kind["probabilities"].items():
+            found[name] = tracks[~np.isnan(np.array(scores, float))]
+    return found
 
 
 def is_answered(entry: dict) -> bool:
     """Whether a network has scored something of a video."""
-    return any(_scores(entry))
+    return any(scores for _, scores in network_scores(entry))
 
 
-def _scores(entry: dict) -> list[list[float]]:
-    """The scores of each network, of faces or of clips."""
+def network_scores(entry: dict) -> list[tuple[str, list[float]]]:
+    """The scores of each network, of the faces or clips that it sees."""
+    found = [
+        *entry["probabilities"].items(),
+        *_clips(entry)["probabilities"].items(),
+    ]
     return [
-        *entry["probabilities"].values(),
-        *_clips(entry)["probabilities"].values(),
+        (name, [score for score in scores if not math.isnan(score)])
+        for name, scores in found
     ]
 
 

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from inference.aggregate import RULES, ensemble_label, winner
+from inference.aggregate import RULES, Aggregation, ensemble_label, vote, winner
 from inference.extraction import frame_numbers
 
 
@@ -33,7 +33,19 @@ def slow_confidence(scores):
     return total / weights
 
 
+def slow_vote(scores):
+    """The rule of the fourth team for one person, written from its description."""
+    high = [s for s in scores if s > 0.85]
+    low = [s for s in scores if s < 0.15]
+    if len(high) / len(scores) > 0.7:
+        return sum(high) / len(high)
+    if len(low) / len(scores) > 0.7:
+        return sum(low) / len(low)
+    return sum(scores) / len(scores)
+
+
 SLOW = {
+    "vote": slow_vote,
     "winner": slow_winner,
     "winner-exact": lambda scores: slow_winner(scores) if len(scores) > 1 else 0.5,
     "mean": lambda scores: sum(scores) / len(scores),
@@ -128,12 +140,29 @@ def test_confidence_by_hand():
 
 
 def test_the_ensemble_is_the_mean_over_networks_and_no_face_is_a_half():
-    scores = [np.array([0.1]), np.array([0.9]), np.array([0.2])]
+    scores = {"a": np.array([0.1]), "b": np.array([0.9]), "c": np.array([0.2])}
     assert ensemble_label(scores) == pytest.approx(0.4)
-    assert ensemble_label([np.zeros(0), np.zeros(0)]) == 0.5
+    assert ensemble_label({"a": np.zeros(0), "b": np.zeros(0)}) == 0.5
     # NtechLab pooled the faces of all networks
-    both = ensemble_label([np.array([0.75]), np.array([0.0])], "confidence")
+    scores = {"a": np.array([0.75]), "b": np.array([0.0])}
+    both = ensemble_label(scores, Aggregation("confidence"))
     assert both == pytest.approx(RULES["confidence"](np.array([0.75, 0.0])))
+
+
+@pytest.mark.parametrize(
+    ("people", "expected"),
+    [
+        ([[0.95, 0.95], [0.1]], 0.95),  # the highest is above 0.9
+        ([[0.7], [0.8]], 0.8),  # all above 0.6: the highest
+        ([[0.3], [0.1]], 0.1),  # all below 0.4: the lowest
+        ([[0.3], [0.7]], 0.5),  # else the mean
+        ([[0.88, 0.88, 0.88, 0.1], [0.5]], 0.69),  # 75 % of one are above 0.85
+    ],
+)
+def test_the_fourth_teams_vote_over_persons_by_hand(people, expected):
+    scores = np.concatenate([np.array(each) for each in people])
+    tracks = np.concatenate([np.full(len(each), n) for n, each in enumerate(people)])
+    assert vote(scores, tracks) == pytest.approx(expected)
 
 
 def test_frame_numbers():

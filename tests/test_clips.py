@@ -13,6 +13,7 @@ from evaluation.tables import frame_scores, read_faces, scores_by_model
 from inference import predict
 from inference.ensemble import Ensemble
 from inference.extraction import plan_clips
+from inference.members import plain_members
 from preprocessing.clips import (
     choose_clips,
     choose_frames,
@@ -209,15 +210,10 @@ def test_a_clip_of_frames_without_the_face_is_left_out(
             yield number, frame[:10, :10] if number % 5 == 4 else frame
 
     monkeypatch.setattr(extraction, "read_frames", shrinking)
-    ensemble = Ensemble([clip_checkpoint / "one", clip_checkpoint / "clip"], "cpu")
+    members = plain_members([clip_checkpoint / "one", clip_checkpoint / "clip"])
+    ensemble = Ensemble(members, "cpu")
     (path,) = (dfdc / "dfdc_train_part_3").glob("*.mp4")
-    faces = extraction.extract_faces(
-        path,
-        ensemble.faces_settings,
-        ensemble.sizes,
-        "cpu",
-        clip_input=ensemble.clip_input,
-    )
+    faces = extraction.extract_faces(path, ensemble.wanted, "cpu")
     assert faces.frames and all(each % 5 != 4 for each in faces.clip_frames)
 
 
@@ -404,7 +400,10 @@ def test_prediction_mixes_networks_of_frames_and_of_clips(
     assert label == pytest.approx(np.mean(by_network), abs=1e-6)
     # scores of frames and videos can be read again
     read = read_faces(tmp_path / "faces.csv")[video.name]
-    assert {len(each) for each in scores_by_model(read)} == {len(faces), len(clips)}
+    assert {len(each) for each in scores_by_model(read).values()} == {
+        len(faces),
+        len(clips),
+    }
     assert len(frame_scores(read)) == len({row["frame"] for row in faces})
 
 
@@ -447,8 +446,9 @@ def test_an_ensemble_of_clip_networks_alone(dfdc, clip_checkpoint, tmp_path):
 
 def test_grad_cam_shows_the_frame_with_the_highest_score(clip_checkpoint):
     """Against the frame network, which a new clip network is frame by frame."""
-    ensemble = Ensemble([clip_checkpoint / "clip", clip_checkpoint / "one"], "cpu")
-    frames = Ensemble([clip_checkpoint / "one"], "cpu")
+    members = plain_members([clip_checkpoint / "clip", clip_checkpoint / "one"])
+    ensemble = Ensemble(members, "cpu")
+    frames = Ensemble(members[1:], "cpu")
     rng = np.random.default_rng(0)
     clips = rng.integers(0, 256, (3, T, 64, 64, 3), np.uint8)
     view = ensemble.clip_view(clips)

@@ -276,7 +276,10 @@ def score_each(models, test_videos, out):
             by_video[row["model"]][row["video"]].append(float(row["probability"]))
     return [
         metrics.score(
-            {name: ensemble_label([np.array(each)]) for name, each in videos.items()},
+            {
+                name: ensemble_label({"": np.array(each)})
+                for name, each in videos.items()
+            },
             labels,
         )
         for videos in by_video.values()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.predict import published_models
+from inference.members import published_models
 
 ROOT = Path(__file__).parent.parent
 NAMES = published_models()

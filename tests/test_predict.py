@@ -13,6 +13,7 @@ import torch
 from inference import ensemble as ensembles
 from inference import extraction, predict
 from inference.aggregate import winner
+from inference.members import plain_members
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
 from runtime.cli import MachineError, UserError
 from tests.media import FAKE, LONE, REAL, random_frames, write_sound, write_video
@@ -38,6 +39,10 @@ def run(test_dir, output, checkpoints, *options):
         *map(str, options),
     ]
     return predict.main(arguments)
+
+
+def members(checkpoints):
+    return plain_members([checkpoints / "one", checkpoints / "two"])
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +193,10 @@ def test_faces_of_several_videos_in_one_batch_come_back_to_their_videos(
     videos, checkpoints
 ):
     """As on a GPU. The second video has no face; a batch spans the first and third."""
-    ensemble = ensembles.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
+    ensemble = ensembles.Ensemble(members(checkpoints), "cpu")
     names = (f"{REAL}.mp4", "no face.mp4", f"{LONE}.mp4")
     found = [
-        extraction.extract_faces(
-            videos / name, ensemble.faces_settings, ensemble.sizes, "cpu"
-        )
+        extraction.extract_faces(videos / name, ensemble.wanted, "cpu")
         for name in names
     ]
     alone = [ensemble([faces])[0] for faces in found]
@@ -284,9 +287,9 @@ def test_networks_of_one_name_are_told_apart(predicted, videos, checkpoints, tmp
 def test_networks_that_want_other_faces_are_refused(videos, checkpoints, tmp_path):
     folder = shutil.copytree(checkpoints, tmp_path / "weights")
     checkpoint = torch.load(folder / "two", weights_only=True)
-    checkpoint["config"]["input"]["frames_per_video"] = 8
+    checkpoint["config"]["input"]["margin_parts"] = 4
     torch.save(checkpoint, folder / "two")
-    with pytest.raises(UserError, match="two: expects other frames"):
+    with pytest.raises(UserError, match="two: expects other thresholds or margins"):
         run(videos, tmp_path / "s.csv", folder)
 
 
@@ -344,10 +347,8 @@ def short_of_memory(limit, real):
 def test_a_gpu_that_is_short_of_memory_gets_smaller_batches(
     videos, checkpoints, monkeypatch, capsys
 ):
-    ensemble = ensembles.Ensemble([checkpoints / "one", checkpoints / "two"], "cpu")
-    faces = extraction.extract_faces(
-        videos / f"{LONE}.mp4", ensemble.faces_settings, ensemble.sizes, "cpu"
-    )
+    ensemble = ensembles.Ensemble(members(checkpoints), "cpu")
+    faces = extraction.extract_faces(videos / f"{LONE}.mp4", ensemble.wanted, "cpu")
     (expected,) = ensemble([faces])
     ensemble._in_batches = ensemble._on_gpu
     monkeypatch.setattr(

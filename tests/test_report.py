@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from inference import report
+from inference.aggregate import Aggregation
 from inference.ensemble import Ensemble
+from inference.members import plain_members
 from inference.provenance import (
     C2PA_BOX,
     container_metadata,
@@ -68,7 +70,9 @@ def test_most_suspicious_faces_first():
 
 
 def test_heat_maps_equal_grad_cam_by_automatic_differentiation(checkpoints, portrait):
-    ensemble = Ensemble([checkpoints / "two", checkpoints / "one"], "cpu")
+    ensemble = Ensemble(
+        plain_members([checkpoints / "two", checkpoints / "one"]), "cpu"
+    )
     offsets = (0, 100, 200, 300, 400)
     images = np.stack([portrait[y : y + 96, y : y + 96] for y in offsets])
     heatmaps = ensemble.grad_cam(images)
@@ -340,7 +344,7 @@ def test_pages_are_accessible_on_every_screen(page, predicted, width, scheme):
 @pytest.mark.slow
 def test_four_thousand_videos_open_at_once(page, tmp_path):
     entries = [entry(f"{number:05}.mp4", seed=number) for number in range(4000)]
-    report.Report(tmp_path, "winner").write_index(entries)
+    report.Report(tmp_path, Aggregation()).write_index(entries)
     start = time.monotonic()
     page.goto(f"file://{tmp_path}/index.html")
     page.locator("tbody tr").first.wait_for()

@@ -17,6 +17,7 @@ import cv2, numpy as np, skimage.data, torch
 torch.set_num_threads(int(sys.argv[1]))
 from inference.ensemble import Ensemble
 from inference.extraction import VideoFaces
+from inference.members import Member
 from preprocessing.faces import INFERENCE_THRESHOLDS, TRAINING_THRESHOLDS, FaceDetector
 from pathlib import Path
 
@@ -27,7 +28,7 @@ for thresholds, batched in ((TRAINING_THRESHOLDS, True), (INFERENCE_THRESHOLDS, 
     for faces in FaceDetector(thresholds)(images, batched):
         assert len(faces)
         digest.update(faces.boxes.tobytes() + faces.landmarks.tobytes())
-ensemble = Ensemble([Path(sys.argv[2])], "cpu")
+ensemble = Ensemble([Member(checkpoint=sys.argv[2])], "cpu")
 crops = np.stack([cv2.resize(image, (64, 64)) for image in images * 5])
 faces = VideoFaces({64: crops}, list(range(15)), [0.0] * 15, [(0, 0, 1, 1)] * 15)
 (((scores,),)) = ensemble([faces])

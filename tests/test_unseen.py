@@ -189,6 +189,7 @@ def test_a_vision_transformer_is_saved_loaded_and_predicts(tmp_path):
 def test_a_mirrored_network_is_the_mean_of_two(tmp_path, checkpoints):
     from inference.ensemble import Ensemble
     from inference.extraction import VideoFaces
+    from inference.members import plain_members
     from training.checkpoint import load_checkpoint, save_checkpoint
 
     entries = load_checkpoint(checkpoints / "one")
@@ -201,7 +202,7 @@ def test_a_mirrored_network_is_the_mean_of_two(tmp_path, checkpoints):
         count = len(images)
         boxes = [(0, 0, 64, 64)] * count
         faces = VideoFaces({64: images}, [*range(count)], [0.0] * count, boxes)
-        return Ensemble([path], "cpu")([faces])[0][0]
+        return Ensemble(plain_members([path]), "cpu")([faces])[0][0]
 
     plain, flipped = (
         scores(checkpoints / "one", each)
@@ -215,6 +216,7 @@ def test_a_mirrored_network_is_the_mean_of_two(tmp_path, checkpoints):
 
 def test_grad_cam_needs_feature_maps(tmp_path):
     from inference.ensemble import Ensemble
+    from inference.members import plain_members
     from training.checkpoint import save_checkpoint
 
     paths = []
@@ -225,8 +227,8 @@ def test_grad_cam_needs_feature_maps(tmp_path):
         save_checkpoint(paths[-1], state_dict=model.state_dict(), config=settings)
     faces = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
     with pytest.raises(UserError, match="--grad-cam: vit_tiny_patch16_224 does not"):
-        Ensemble(paths[:1], "cpu").grad_cam(faces)
-    maps = Ensemble(paths[1:], "cpu").grad_cam(faces[:, :64, :64])
+        Ensemble(plain_members(paths[:1]), "cpu").grad_cam(faces)
+    maps = Ensemble(plain_members(paths[1:]), "cpu").grad_cam(faces[:, :64, :64])
     assert maps.shape == (2, 2, 2) and maps.max() <= 1
 
 

@@ -12,7 +12,7 @@ which are the winner's settings.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -271,6 +271,18 @@ class Config(BaseModel):
         return self
 
 
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def read_settings(path: Path, kind: type[Settings]) -> Settings:
+    """Read a YAML file of typed settings.
+
+    Raises:
+        UserError: the file is missing or not YAML, a key is unknown or a value invalid.
+    """
+    return _check(path, _read(path), kind)
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply overrides.
 
@@ -294,10 +306,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
             if not isinstance(section, dict):
                 raise UserError(f"--set {override}: {group!r} is no group of settings")
         section[last] = _parse(text, f"--set {override}")
+    return _with_described_input(_check(path, values, Config))
+
+
+def _check(path: Path, values: dict, kind: type[Settings]) -> Settings:
     try:
-        return _with_described_input(Config(**values))
+        return kind(**values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
+        raise UserError(f"{path}: {_explain(error, kind)}") from error
     except TypeError as error:
         raise UserError(f"{path}: {error}; keys must be words") from error
 
@@ -345,16 +361,18 @@ def _parse(text: str | bytes, source: object) -> object:
         raise UserError(f"{source}: not YAML: {one_line(error, 300)}") from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first problem of a validation error, in one line."""
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"]
     if problem["type"] != "extra_forbidden":
         return f"{key}: {message}" if key else message.removeprefix("Value error, ")
-    *group, name = problem["loc"]
-    known = list((InputSettings if group else Config).model_fields)
-    if name in RENAMED_KEYS:
+    *groups, name = problem["loc"]
+    for group in groups:
+        kind = _settings_of(kind, group)
+    known = list(kind.model_fields)
+    if name in RENAMED_KEYS and kind is Config:
         closest = [RENAMED_KEYS[str(name)]]
     else:
         closest = difflib.get_close_matches(str(name), known, 1, cutoff=0.5)
@@ -364,3 +382,15 @@ def _explain(error: ValidationError) -> str:
         else f"known keys are {', '.join(known)}"
     )
     return f"unknown key {key!r}; {hint}"
+
+
+def _settings_of(kind: type[BaseModel], group: int | str) -> type[BaseModel]:
+    """The settings that a key holds, or each element of its list."""
+    if isinstance(group, int):
+        return kind
+    annotation = kind.model_fields[group].annotation
+    return next(
+        each
+        for each in (annotation, *get_args(annotation))
+        if isinstance(each, type) and issubclass(each, BaseModel)
+    )
