@@ -30,7 +30,6 @@ from runtime.cli import UserError, make_parser, positive_int, run_main
 from training.config import Config
 from training.distributed import World
 from training.model import DeepFakeClassifier
-from training.temporal import TemporalPointwise
 from training.trainer import Trainer
 
 ENCODERS = [f"tf_efficientnet_b{n}.ns_jft_in1k" for n in (0, 4, 7)]
@@ -104,19 +103,10 @@ def count_operations(encoder: str, size: int, clip_frames: int) -> tuple[int, fl
     with torch.device("meta"):
         model = DeepFakeClassifier(encoder, clip_frames=clip_frames).eval()
         images = torch.empty(max(1, clip_frames), 3, size, size)
-    over_time = 0
-
-    def count_taps(_: torch.nn.Module, __: tuple, output: torch.Tensor) -> None:
-        nonlocal over_time
-        over_time += 3 * output.numel()
-
-    for layer in model.modules():
-        if isinstance(layer, TemporalPointwise):
-            layer.register_forward_hook(count_taps)
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
         model(images)
-    operations = counter.get_total_flops() / 2 + over_time
+    operations = counter.get_total_flops() / 2
     return sum(each.numel() for each in model.parameters()), operations / len(images)
 
 

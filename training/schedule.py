@@ -15,6 +15,11 @@ def poly_learning_rate(
     return base * (1 - max(iteration, 1) / max_iterations) ** power
 
 
+def exponential_learning_rate(epoch: int, base: float, decay: float) -> float:
+    """The learning rate of epoch `epoch`, counted from 0: `decay` times less in each."""
+    return base * decay**epoch
+
+
 def cosine_learning_rate(
     iteration: int, base: float, warmup: float, max_iterations: int
 ) -> float:

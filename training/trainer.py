@@ -10,23 +10,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.cli import UserError
+from training.attention import AttentionClassifier
 from training.checkpoint import read_start, start_from
 from training.config import Config
+from training.cutmix import cutmix
 from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier, Normalize
-from training.schedule import cosine_learning_rate, poly_learning_rate
+from training.networks import make_classifier
+from training.schedule import (
+    cosine_learning_rate,
+    exponential_learning_rate,
+    poly_learning_rate,
+)
 from training.temporal import is_over_time
 
 # Consecutive steps without finite gradients. The scaler halves its scale at each, from
 # 65,536 to below 1.
 MAX_SKIPPED_STEPS = 20
+CUTMIX = 1  # seeds its draws apart from those of dropout
 FACTOR = "factor"  # of a parameter group's learning rate
 
 
@@ -78,14 +87,7 @@ class Trainer:
                 on PyTorch's global generator.
         """
         start = read_start(Path(pretrained))
-        network = DeepFakeClassifier(
-            config.encoder,
-            pretrained if start is None else "none",
-            config.dropout,
-            config.drop_path_rate,
-            config.input.clip_frames,
-            config.temporal,
-        )
+        network = make_classifier(config, pretrained if start is None else "none")
         if start is not None:
             start_from(network, start, Path(pretrained))
         if config.train == "norms":
@@ -114,6 +116,10 @@ class Trainer:
 
         On a GPU the network runs in the configured precision.
         """
+        return self._run(images).float()
+
+    def _run(self, images: torch.Tensor, *labels: torch.Tensor) -> Any:
+        """What the network answers to images, and labels if it takes them."""
         images = self.normalize(images.to(self.world.device, non_blocking=True))
         device_type = self.world.device.type
         dtype = getattr(torch, self.config.precision)
@@ -122,7 +128,7 @@ class Trainer:
         # batches may differ.
         model = self.model if self.model.training else self.network
         with torch.autocast(device_type, dtype, enabled=use_autocast):
-            return model(images).float()
+            return model(images, *labels)
 
     def evaluated_weights(self) -> AbstractContextManager:
         """A block in which the network has the weights that are evaluated and saved."""
@@ -171,9 +177,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             self._seed_dropout(iteration, number)
             with self._gradient_sync(number == len(batches) - 1):
-                losses = balanced_loss(
-                    self.logits(batch["image"]), batch["label"].to(self.world.device)
-                )
+                losses = self._losses(*self._mixed(batch, iteration, number))
                 # one synchronisation with the GPU instead of three
                 values.append(torch.stack(losses).tolist())
                 if number == 0:
@@ -181,6 +185,28 @@ class Trainer:
                 self._check_finite(values[-1][0], iteration)
                 self.scaler.scale(losses[0] / len(batches)).backward()
         return values
+
+    def _losses(
+        self, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss, fake loss, real loss; the first with all that the network adds to it."""
+        labels = labels.to(self.world.device)
+        if not isinstance(self.network, AttentionClassifier):
+            return balanced_loss(self.logits(images), labels)
+        logits, extra = self._run(images, labels)
+        loss, fake_loss, real_loss = balanced_loss(logits.float(), labels)
+        return loss + extra, fake_loss, real_loss
+
+    def _mixed(
+        self, batch: dict, iteration: int, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of a batch, mixed with CutMix if the configuration says so."""
+        if not self.config.cutmix:
+            return batch["image"], batch["label"]
+        rng = np.random.default_rng([*self._seeds(iteration, number), CUTMIX])
+        if rng.random() >= self.config.cutmix:
+            return batch["image"], batch["label"]
+        return cutmix(batch["image"], batch["label"], rng)
 
     @contextmanager
     def _at_the_worst_place(self) -> Iterator[None]:
@@ -228,6 +254,9 @@ class Trainer:
         base, total = config.learning_rate, config.max_iterations
         if config.schedule == "cosine":
             learning_rate = cosine_learning_rate(iteration, base, config.warmup, total)
+        elif config.schedule == "exponential":
+            epoch = iteration // config.batches_per_epoch
+            learning_rate = exponential_learning_rate(epoch, base, config.epoch_decay)
         else:
             learning_rate = poly_learning_rate(
                 iteration, base, config.poly_power, total
@@ -241,9 +270,12 @@ class Trainer:
         The seed depends on the training seed, the iteration and the batch's position in
         the step, not on the number of processes.
         """
-        position = self.world.rank + number * self.world.size
-        sequence = np.random.SeedSequence([self.seed, iteration, position])
+        sequence = np.random.SeedSequence(self._seeds(iteration, number))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def _seeds(self, iteration: int, number: int) -> list[int]:
+        position = self.world.rank + number * self.world.size
+        return [self.seed, iteration, position]
 
     def _gradient_sync(self, enabled: bool) -> AbstractContextManager:
         """Whether `backward` averages the gradients over the processes."""

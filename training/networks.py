@@ -1,0 +1,38 @@
+"""The network of a configuration: which encoder, head and stem."""
+
+from runtime.cli import UserError
+from training.attention import AttentionClassifier
+from training.config import Config
+from training.model import VIDEO_NETWORKS, DeepFakeClassifier
+from training.residuals import add_residuals
+from training.video_network import VideoClassifier
+
+
+def make_classifier(config: Config, pretrained: str = "none") -> DeepFakeClassifier:
+    """The network of a configuration, on the CPU.
+
+    Args:
+        pretrained: as for `DeepFakeClassifier`.
+    """
+    model: DeepFakeClassifier
+    if config.encoder.startswith(VIDEO_NETWORKS):
+        if config.alternate or config.head == "attention":
+            raise UserError(
+                f"encoder {config.encoder}: knows neither `alternate` nor `head`"
+            )
+        model = VideoClassifier(
+            config.encoder, pretrained, config.dropout, config.input.clip_frames
+        )
+    else:
+        kind = AttentionClassifier if config.head == "attention" else DeepFakeClassifier
+        model = kind(
+            config.encoder,
+            pretrained,
+            config.dropout,
+            config.drop_path_rate,
+            config.input.clip_frames,
+            config.temporal,
+        )
+    if config.srm:
+        add_residuals(model, config.input.std)
+    return model
