@@ -31,6 +31,7 @@ from runtime.device import pick_device
 from training.checkpoint import load_classifier
 from training.config import InputSettings
 from training.model import Normalize
+from training.residuals import LIMIT, STEM
 
 GPU_BATCH = 64  # faces a forward pass on a GPU, enough to fill it; not measured
 # On a CPU each thread runs whole batches by itself: a convolution's sums differ in the
@@ -50,12 +51,15 @@ class Prediction(NamedTuple):
     faces: its faces.
     heatmaps: (N, h, w) in 0..1 of its top faces, if asked for.
     clip_view: what a report shows of its top clips; None where there are none.
+    residuals: (N, S, S, 3) uint8 RGB, the noise residuals of the same faces, if the
+        first network sees them.
     """
 
     entry: dict
     faces: VideoFaces
     heatmaps: np.ndarray | None
     clip_view: "ClipView | None" = None
+    residuals: np.ndarray | None = None
 
 
 class ClipView(NamedTuple):
@@ -207,6 +211,24 @@ class Ensemble:
         ).result()
         return maps
 
+    @torch.inference_mode()
+    def residuals(self, images: np.ndarray) -> np.ndarray | None:
+        """The noise residuals that the first network sees; None if it sees none.
+
+        Args:
+            images: (N, S, S, 3) uint8 RGB of the network's input size.
+
+        Returns:
+            (N, S, S, 3) uint8 RGB, a channel a filter, grey where there is no residual.
+        """
+        stem = getattr(self._models[0], STEM, None)
+        if stem is None:
+            return None
+        inputs = self._normalize[0](torch.from_numpy(images).to(self.device))
+        values = stem.residuals(inputs.to(self._dtype)).float()
+        shown = (127.5 + 127.5 / LIMIT * values).round().to(torch.uint8)
+        return shown.permute(0, 2, 3, 1).cpu().numpy()
+
     def clip_view(self, clips: np.ndarray) -> ClipView:
         """The frame of each clip that the first network finds most suspicious.
 
@@ -340,14 +362,16 @@ def predict_batch(
                 "seconds": faces.clip_seconds,
                 "probabilities": by_clip_model,
             }
-        heatmaps, view = None, None
+        heatmaps, residuals, view = None, None, None
         sees_clips = bool(ensemble.settings[0].clip_frames)
         if grad_cam and faces.frames and not sees_clips:
             top = top_faces(by_model, min(grad_cam, TOP_FACES))
-            heatmaps = ensemble.grad_cam(faces.inputs[ensemble.settings[0].size][top])
+            images = faces.inputs[ensemble.settings[0].size][top]
+            heatmaps = ensemble.grad_cam(images)
+            residuals = ensemble.residuals(images)
         if faces.clip_frames:
             view = _clip_view(ensemble, faces, by_clip_model, grad_cam * sees_clips)
-        yield Prediction(entry, faces, heatmaps, view)
+        yield Prediction(entry, faces, heatmaps, view, residuals)
 
 
 def _clip_view(

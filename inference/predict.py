@@ -204,13 +204,15 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
     found: dict[Path, VideoFaces] = {}
 
     def keep(paths: Iterable[Path], predictions: Iterable[Prediction]) -> None:
-        for path, (entry, faces, heatmaps, clips) in zip(paths, predictions):
+        for path, (entry, faces, heatmaps, clips, residuals) in zip(paths, predictions):
             entry["filename"] = names.get(path, str(path))
             if report:
                 if faces.preview is not None:
                     entry["thumbnail"] = thumbnail(faces.preview)
                 images = faces.inputs.get(ensemble.shown_size)
-                report.write_video(entry, images, faces.provenance, heatmaps, clips)
+                report.write_video(
+                    entry, images, faces.provenance, heatmaps, clips, residuals
+                )
             journal.add(entry)
 
     for path, result, error in map_items(
@@ -337,7 +339,8 @@ def main(argv: list[str] | None = None) -> int:
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="in the report, Grad-CAM heatmaps of the first network for the N faces of "
+        help="in the report, Grad-CAM heatmaps of the first network, and the residuals "
+        "that it sees if it has that stem (`srm`), for the N faces of "
         f"each video with the highest scores (at most {TOP_FACES})",
     )
     add_executor_options(parser)

@@ -63,6 +63,7 @@ class Report:
         provenance: dict[str, str],
         heatmaps: np.ndarray | None = None,
         clips: ClipView | None = None,
+        residuals: np.ndarray | None = None,
     ) -> None:
         """Write a video's page.
 
@@ -74,6 +75,7 @@ class Report:
             heatmaps: (N, h, w) in 0..1, Grad-CAM of the first network for the N faces
                 with the highest scores.
             clips: a frame of each of its clips with the highest scores.
+            residuals: (N, S, S, 3) uint8 RGB, the noise residuals of the same N faces.
         """
         label = video_label(entry, self._aggregation)
         sections = []
@@ -84,7 +86,7 @@ class Report:
             ]
         if images is not None:
             top = images[top_faces(entry["probabilities"])]
-            faces = _faces(entry, top, heatmaps)
+            faces = _faces(entry, top, heatmaps, residuals=residuals)
             sections.append(_section("Faces with the highest scores", faces))
         if clips is not None:
             text = _faces(entry["clips"], clips.images, clips.heatmaps, "clip")
@@ -288,7 +290,11 @@ def _chart_axes(seconds: float) -> str:
 
 
 def _faces(
-    scored: dict, images: np.ndarray, heatmaps: np.ndarray | None, unit: str = "face"
+    scored: dict,
+    images: np.ndarray,
+    heatmaps: np.ndarray | None,
+    unit: str = "face",
+    residuals: np.ndarray | None = None,
 ) -> str:
     """The faces or clips with the highest scores, with heatmaps for the first of them.
 
@@ -313,6 +319,9 @@ def _faces(
         if heatmaps is not None and rank < len(heatmaps):
             text = f"Grad-CAM heatmap of {names[0]}, {unit} {where}"
             tags += _img(overlay(image, heatmaps[rank]), text)
+        if residuals is not None and rank < len(residuals):
+            small = cv2.resize(residuals[rank], (FACE_SIDE, FACE_SIDE))
+            tags += _img(small, f"Noise residuals that {names[0]} sees, {unit} {where}")
         items.append(
             f'<li>{tags}<span>{mean}</span><span class="soft">{where}</span></li>'
         )
@@ -323,6 +332,11 @@ def _faces(
         note += (
             f" The second image is the Grad-CAM heatmap of {escape(names[0])}: red "
             "regions raised its score."
+        )
+    if residuals is not None:
+        note += (
+            " The third shows the noise residuals that it sees: grey where neighbouring "
+            "pixels predict a pixel, coloured where they do not."
         )
     if unit == "clip" and heatmaps is not None:
         note += " The frame of the clip that it finds most suspicious."

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from inference.members import EnsembleFile
+from inference.aggregate import Aggregation
+from inference.members import EnsembleFile, plain_members
+from inference.report import Report
 from runtime.cli import UserError
 from training import attention
 from training.attention import AttentionClassifier, crop_to, drop_from, pool_by_maps
@@ -338,3 +340,41 @@ def test_the_members_of_an_ensemble_file_are_what_the_configs_train(place):
     assert {member.checkpoint for member in file.members} <= {*names}
     if place in ("second", "fourth"):
         assert sum(each.weight for each in file.members) == pytest.approx(1)
+
+
+def test_the_report_shows_the_residuals_of_a_face(tmp_path):
+    """Grey where a picture is even, and only for a network that has the stem."""
+    from inference.ensemble import Ensemble
+
+    for name, srm in (("with", True), ("without", False)):
+        settings = config(srm=srm)
+        state = make_classifier(settings).state_dict()
+        saved = settings.model_dump(mode="json")
+        save_checkpoint(tmp_path / name, state_dict=state, config=saved)
+    images = np.full((1, 64, 64, 3), 90, np.uint8)
+    images[0, 40, 40] = 250
+    ensembles = {
+        name: Ensemble(plain_members([tmp_path / name]), "cpu")
+        for name in ("with", "without")
+    }
+    assert ensembles["without"].residuals(images) is None
+    shown = ensembles["with"].residuals(images)
+    assert shown.shape == images.shape and shown.dtype == np.uint8
+    assert np.abs(shown[0, :37].astype(int) - 127.5).max() <= 1
+    assert shown[0, 38:43].max() == 255 and shown[0, 38:43].min() == 0
+    entry = {
+        "filename": "a.mp4",
+        "reason": "",
+        "frames": [0],
+        "times": [0.0],
+        "boxes": [(0, 0, 9, 9)],
+        "probabilities": {"with": [0.7]},
+    }
+    heatmaps = ensembles["with"].grad_cam(images)
+    Report(tmp_path, Aggregation()).write_video(
+        entry, images, {}, heatmaps, residuals=shown
+    )
+    (page,) = (tmp_path / "videos").glob("*.html")
+    text = page.read_text()
+    assert text.count('src="data:image/jpeg') == 3
+    assert "Noise residuals that with sees" in text

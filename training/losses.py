@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
-from sklearn.metrics import log_loss
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -39,6 +38,9 @@ def video_losses(scores: Iterable[tuple[str, float, float]]) -> tuple[float, flo
     Returns:
         fake loss, real loss in nats; NaN for a class without videos.
     """
+    # prediction, too, imports this module, but needs no scikit-learn
+    from sklearn.metrics import log_loss
+
     by_video: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for video, probability, label in scores:
         by_video[video].append((probability, label))
