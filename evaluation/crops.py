@@ -14,7 +14,7 @@ Method: as `inference.predict`, from the crop on: resized, centred on black, eac
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,16 +22,16 @@ from typing import NamedTuple
 import numpy as np
 
 from inference.aggregate import RULES
-from inference.ensemble import Ensemble, predict_batch
 from inference.extraction import VideoFaces
 from inference.members import add_model_options, members_identity, read_members
+from inference.pool import EnsemblePool
 from inference.submission import Journal, report_path, write_faces, write_submission
 from preprocessing.crop_table import CropTable, read_crop_table
 from preprocessing.crops import read_image
 from preprocessing.dataset import SPLITS
 from preprocessing.layout import folds_path
 from runtime.cli import UserError, make_parser, run_main
-from runtime.device import add_device_option
+from runtime.device import add_device_option, pick_devices
 from runtime.executor import add_executor_options, executor_options, map_items
 from training.augment import plain_transform
 
@@ -106,7 +106,8 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
         )
     sets = crop_sets(table)
     members, aggregation = read_members(options)
-    ensemble = Ensemble(members, options.device)
+    pool = EnsemblePool(members, pick_devices(options.device))
+    ensemble = pool.first
     if ensemble.wanted.clips:
         raise UserError(
             "--models: a network of them sees clips; inference.predict scores videos "
@@ -120,23 +121,27 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
     todo = [each for each in sets if each.video not in journal.entries]
     if len(todo) < len(sets):
         print(f"going on: {len(sets) - len(todo)} of {len(sets)} videos are done")
-    found: dict[Path, VideoFaces] = {}
-
-    def keep() -> None:
-        for entry, *_ in predict_batch(ensemble, found):
-            journal.add(entry)
-        found.clear()
-
     task = partial(read_crops, sizes=ensemble.wanted.sizes)
     executor = executor_options(options)
-    for crops, faces, error in map_items(task, todo, executor, "score crops", "video"):
-        if error is not None:
-            raise error
-        assert faces is not None
-        found[Path(crops.video)] = faces
-        if sum(len(each.frames) for each in found.values()) >= ensemble.min_faces:
-            keep()
-    keep()
+
+    def groups() -> Iterator[dict[Path, VideoFaces]]:
+        """The videos that are scored together."""
+        found: dict[Path, VideoFaces] = {}
+        for crops, faces, error in map_items(
+            task, todo, executor, "score crops", "video"
+        ):
+            if error is not None:
+                raise error
+            assert faces is not None
+            found[Path(crops.video)] = faces
+            if sum(len(each.frames) for each in found.values()) >= ensemble.min_faces:
+                yield found
+                found = {}
+        yield found
+
+    for _, predictions in pool.predict(groups()):
+        for prediction in predictions:
+            journal.add(prediction.entry)
     entries = {each.video: journal.entries[each.video] for each in sets}
     write_submission(options.output, entries, aggregation)
     if options.faces_csv:

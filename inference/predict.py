@@ -17,15 +17,16 @@ Method: the winner's: 32 evenly spaced frames, MTCNN 0.7/0.8/0.8 at half resolut
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from inference.aggregate import NO_ANSWER, RULES, TOP_FACES, Aggregation
-from inference.ensemble import Ensemble, Prediction, predict_batch, predict_video
+from inference.ensemble import Ensemble, Prediction, predict_video
 from inference.extraction import VideoFaces, extract_faces
 from inference.members import Member, add_model_options, members_identity, read_members
+from inference.pool import EnsemblePool
 from inference.report import Report, thumbnail
 from inference.submission import (
     Journal,
@@ -37,7 +38,7 @@ from inference.submission import (
 from preprocessing.datasets.table import resolve_inside
 from preprocessing.video import SUFFIXES, describe_unused, sort_files
 from runtime.cli import UserError, make_parser, non_negative_int, run_main
-from runtime.device import add_device_option
+from runtime.device import add_device_option, pick_devices
 from runtime.executor import (
     ExecutorOptions,
     add_executor_options,
@@ -191,7 +192,9 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
         print(f"{options.test_dir}: {describe_unused(reason, paths)}", file=sys.stderr)
     members, aggregation = read_members(options)
     executor = executor_options(options)
-    ensemble = Ensemble(members, "cpu" if executor.is_cluster else options.device)
+    devices = ["cpu"] if executor.is_cluster else pick_devices(options.device)
+    pool = EnsemblePool(members, devices)
+    ensemble = pool.first
     report = Report(options.report, aggregation) if options.report else None
     journal = Journal(options.output, _identity(options, members, aggregation))
     todo = [path for name, path in wanted.paths.items() if name not in journal.entries]
@@ -201,7 +204,6 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
         done = len(names) - len(todo)
         print(f"going on: {done} of {len(names)} videos are done")
     task, executor = _make_task(options, members, ensemble, executor)
-    found: dict[Path, VideoFaces] = {}
 
     def keep(paths: Iterable[Path], predictions: Iterable[Prediction]) -> None:
         for path, (entry, faces, heatmaps, clips, residuals) in zip(paths, predictions):
@@ -215,30 +217,33 @@ def predict(options: argparse.Namespace) -> dict[str, dict]:
                 )
             journal.add(entry)
 
-    for path, result, error in map_items(
-        task, todo, executor, "predict", "video", options.test_dir
-    ):
-        if isinstance(error, UserError):  # the video's own fault
-            result = VideoFaces(reason=error_reason(error, path))
-        elif error is not None:
-            # a defect or the machine must not become a score of 0.5
-            raise error
-        if isinstance(result, Prediction):
-            keep([path], [result])
-            continue
-        assert isinstance(result, VideoFaces)
-        found[path] = result
-        faces_found = sum(len(faces.frames) for faces in found.values())
-        if faces_found >= ensemble.min_faces:
-            keep([*found], predict_batch(ensemble, found, options.grad_cam))
-            found.clear()
-    keep([*found], predict_batch(ensemble, found, options.grad_cam))
-    absent = {Path("listed", name): name for name in wanted.missing}
-    names |= absent
-    reasons = {
-        path: VideoFaces(reason=wanted.missing[name]) for path, name in absent.items()
-    }
-    keep(absent, predict_batch(ensemble, reasons))
+    def groups() -> Iterator[dict[Path, VideoFaces]]:
+        """The videos that are scored together, as the workers find their faces."""
+        found: dict[Path, VideoFaces] = {}
+        for path, result, error in map_items(
+            task, todo, executor, "predict", "video", options.test_dir
+        ):
+            if isinstance(error, UserError):  # the video's own fault
+                result = VideoFaces(reason=error_reason(error, path))
+            elif error is not None:
+                # a defect or the machine must not become a score of 0.5
+                raise error
+            if isinstance(result, Prediction):
+                keep([path], [result])
+                continue
+            assert isinstance(result, VideoFaces)
+            found[path] = result
+            if sum(len(each.frames) for each in found.values()) >= ensemble.min_faces:
+                yield found
+                found = {}
+        absent = {Path("listed", name): name for name in wanted.missing}
+        names.update(absent)
+        for path, name in absent.items():
+            found[path] = VideoFaces(reason=wanted.missing[name])
+        yield found
+
+    for paths, predictions in pool.predict(groups(), options.grad_cam):
+        keep(paths, predictions)
     entries = {name: journal.entries[name] for name in wanted.order}
     write_submission(options.output, entries, aggregation, wanted.unused)
     if options.faces_csv:

@@ -16,6 +16,9 @@ _OTHER_NAMES = {
     "hip": "cuda",  # AMD's GPUs have that name in PyTorch
     "rocm": "cuda",
 }
+# Of a worker process: its number, and the device that it was given last
+_turn: list[int] = []
+_given: list[str] = []
 # Of other makers; PyTorch has them, the networks here have not been tried on them.
 _UNSUPPORTED = ("mps", "metal", "xpu", "tpu", "xla", "hpu", "npu", "mlu")
 
@@ -25,12 +28,15 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="cpu, cuda or cuda:N; auto: the GPU if there is one",
+        help="cpu, cuda or cuda:N; auto: the GPUs if there are any. Finding faces and "
+        "prediction use all of them",
     )
 
 
 def pick_device(name: str) -> str:
     """The torch device that a `--device` value stands for on this machine.
+
+    Of auto a worker process gets the GPU at which it has its turn.
 
     Returns:
         "cpu", "cuda" or "cuda:N".
@@ -39,10 +45,17 @@ def pick_device(name: str) -> str:
         MachineError: it is no device, or a GPU that is not there. Not a `UserError`:
             in a worker process that would be taken for the fault of one video.
     """
+    _given[:] = [_pick(name)]
+    return _given[0]
+
+
+def _pick(name: str) -> str:
     import torch
 
     has_gpu = torch.cuda.is_available()
     if name == "auto":
+        if has_gpu and _turn and (count := torch.cuda.device_count()) > 1:
+            return f"cuda:{_turn[-1] % count}"
         return "cuda" if has_gpu else "cpu"
     if name == "cpu":
         return name
@@ -66,6 +79,32 @@ def pick_device(name: str) -> str:
     if written != name:
         raise MachineError(f"--device {name}: write {written}")
     return name
+
+
+def pick_devices(name: str) -> list[str]:
+    """The devices that a `--device` value stands for: of auto all GPUs.
+
+    Raises:
+        MachineError: as `pick_device`.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and count > 1:
+        return [f"cuda:{number}" for number in range(count)]
+    return [pick_device(name)]
+
+
+def take_turns(number: int) -> None:
+    """Make this process number `number` of those that take turns at the GPUs."""
+    _turn.append(number)
+
+
+def name_gpu(error: Exception) -> Exception:
+    """An error of this process's GPU with the GPU's name; any other as it is."""
+    if _given and type(error).__name__ == "AcceleratorError":  # of torch
+        return MachineError(f"{_given[0]}: {error}")
+    return error
 
 
 def count_gpus(count: int) -> str:
@@ -95,9 +134,10 @@ def _spell(name: str) -> str:
     is_list = len(numbers) > 1 and re.fullmatch(r"[cudagp0-9:, +]+", text)
     if is_list or text == "all":
         count = len(numbers) or "NUMBER"
+        chosen = f"CUDA_VISIBLE_DEVICES={','.join(numbers)} and " if numbers else ""
         raise MachineError(
-            f"--device {name}: a process uses one GPU; write cuda:{(numbers or [0])[0]}"
-            f", or train on several with torchrun --nproc_per_node={count}"
+            f"--device {name}: write {chosen}auto for all GPUs, or train on them with "
+            f"torchrun --nproc_per_node={count}"
         )
     raise MachineError(f"--device {name!r}: no such device; write {CHOICES}")
 

@@ -27,6 +27,7 @@ import cv2
 from threadpoolctl import threadpool_limits
 
 from runtime.cli import MachineError, UserError, cleanups
+from runtime.device import name_gpu, take_turns
 from runtime.process import block_sigint, die_with_parent, tune_malloc
 
 POLL_SECONDS = 0.5  # between two looks at a worker's clock and memory
@@ -62,11 +63,14 @@ class Job(NamedTuple):
 
 
 class WorkerPool:
-    """`count` worker processes, each started when there is an item for it."""
+    """`count` worker processes, each started when there is an item for it.
+
+    They take turns at the GPUs, where a task asks for the device "auto".
+    """
 
     def __init__(self, count: int):
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._slots = [_WorkerSlot(self._jobs) for _ in range(count)]
+        self._slots = [_WorkerSlot(self._jobs, number) for number in range(count)]
         cleanups.append(self.close)
 
     def map(
@@ -127,8 +131,9 @@ class WorkerPool:
 class _WorkerSlot(Thread):
     """A thread that owns at most one worker process, which dies with it."""
 
-    def __init__(self, jobs: SimpleQueue):
+    def __init__(self, jobs: SimpleQueue, number: int):
         super().__init__(daemon=True)
+        self._number = number
         self._jobs, self._lock, self._ended = jobs, Lock(), False
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: multiprocessing.connection.Connection
@@ -190,7 +195,7 @@ class _WorkerSlot(Thread):
             if self._ended:
                 raise MachineError("the worker processes were ended")
             self._process = context.Process(
-                target=_worker_main, args=(theirs,), daemon=True
+                target=_worker_main, args=(theirs, self._number), daemon=True
             )
             self._process.start()
         theirs.close()
@@ -219,9 +224,10 @@ class _WorkerSlot(Thread):
             self._process = None
 
 
-def _worker_main(pipe: multiprocessing.connection.Connection) -> None:
+def _worker_main(pipe: multiprocessing.connection.Connection, number: int) -> None:
     """Serve one item after the other until the parent closes the pipe."""
     die_with_parent()
+    take_turns(number)
     # One process a core is parallel enough: a library's threads would only wait for
     # each other's cores. First what is loaded (OpenMP and BLAS), then what is not
     # loaded yet.
@@ -240,7 +246,8 @@ def _worker_main(pipe: multiprocessing.connection.Connection) -> None:
         try:
             answer = task(item), None
         except Exception as error:  # noqa: BLE001 - given to the caller
-            answer = None, ExceptionWithTraceback(error, error.__traceback__)
+            named = name_gpu(error)
+            answer = None, ExceptionWithTraceback(named, error.__traceback__)
         pipe.send(answer)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from inference import ensemble as ensembles
-from inference import extraction, predict
+from inference import extraction, pool, predict
 from inference.aggregate import winner
 from inference.members import plain_members
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
@@ -221,14 +221,14 @@ def test_an_interrupted_run_goes_on(
     output = tmp_path / "submission.csv"
     calls = []
 
-    def stop_at_the_third(ensemble, found, grad_cam, real=predict.predict_batch):
+    def stop_at_the_third(ensemble, found, grad_cam, real=pool.predict_batch):
         calls.append(found)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(ensemble, found)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict, "predict_batch", stop_at_the_third)
+        patch.setattr(pool, "predict_batch", stop_at_the_third)
         run(videos, output, checkpoints)
     journal = tmp_path / "submission.csv.partial.jsonl"
     assert len(journal.read_text().splitlines()) == 3 and not output.exists()
