@@ -33,7 +33,7 @@ from benchmarks.measure import (
 from inference.ensemble import Ensemble
 from inference.extraction import extract_faces
 from inference.members import plain_members
-from inference.predict import find_videos
+from inference.videos import find_videos
 from runtime.cli import make_parser, positive_int
 from runtime.executor import ExecutorOptions, map_items
 from runtime.process import tune_malloc

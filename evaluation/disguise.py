@@ -27,7 +27,7 @@ import numpy as np
 
 from evaluation.perturbations import NONE, PERTURBATIONS, draw_strength
 from evaluation.tables import read_label_rows, read_labels
-from inference.predict import find_videos
+from inference.videos import find_videos
 from preprocessing.frame import frame_to_rgb
 from preprocessing.video import X264_OPTIONS, choose_stream, decode, open_video
 from runtime.cli import UserError, make_parser, non_negative_int, run_main

@@ -22,9 +22,9 @@ from preprocessing.crop_table import CLIP, CROP
 from preprocessing.crops import MARGIN_PARTS
 from preprocessing.faces import INFERENCE_THRESHOLDS
 from runtime.cli import UserError, one_line
-from training.temporal import Temporal
 
 Rgb = tuple[float, float, float]
+Temporal = Literal["depthwise", "dense", "none"]  # `training.temporal`
 MAX_BASES = 10  # files that refer to one another by `base`
 
 # Names of settings in the winner's configuration, and here.

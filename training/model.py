@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from runtime.cli import UserError, one_line
-from training.temporal import Temporal, add_time, is_over_time
+from training.config import Temporal
+from training.temporal import add_time, is_over_time
 from training.weights_file import read_weights
 
 EFFICIENTNET_PYTORCH = "efficientnet_pytorch/"

@@ -14,14 +14,11 @@ Frames stay in the batch axis: (N * T, C, H, W), the T frames of a clip in a row
 clip's ends the first and the last frame are repeated.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from runtime.cli import UserError
-
-Temporal = Literal["depthwise", "dense", "none"]
+from training.config import Temporal
 
 
 class TemporalPointwise(nn.Conv2d):
