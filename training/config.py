@@ -243,6 +243,16 @@ class Config(BaseModel):
         description="fake crops that equal their original's: train on them, leave them "
         "out, or call them real",
     )
+    teachers: tuple[str, ...] = Field(
+        default=(),
+        description="checkpoints whose mean logit the network learns (distillation)",
+    )
+    soft_share: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="of the teachers' answer in the target; the rest is the label",
+    )
     validation_frame_step: int = Field(
         default=20, ge=1, description="validate on frames 0, n, 2n, …"
     )

@@ -8,19 +8,24 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 
-def balanced_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def balanced_loss(
+    logits: Tensor, labels: Tensor, targets: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The mean of the mean loss over fakes and the mean loss over reals.
 
     Args:
         logits: (N,) float.
         labels: (N,) float in 0..1, smoothed or not; above 0.5 is FAKE.
+        targets: (N,) float in 0..1, what the loss compares with; the labels if not
+            given.
 
     Returns:
         loss, fake loss, real loss: scalars of binary cross-entropy in nats. The loss of
         a class without samples in the batch is 0, as in the winner's training, so such
         a batch counts half.
     """
-    losses = binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    targets = labels if targets is None else targets
+    losses = binary_cross_entropy_with_logits(logits, targets, reduction="none")
     fake, real = (
         losses[mask].mean() if mask.any() else losses.sum() * 0
         for mask in (labels > 0.5, labels <= 0.5)

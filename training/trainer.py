@@ -30,6 +30,7 @@ from training.schedule import (
     exponential_learning_rate,
     poly_learning_rate,
 )
+from training.teachers import Teachers
 from training.temporal import is_over_time
 
 # Consecutive steps without finite gradients. The scaler halves its scale at each, from
@@ -52,6 +53,7 @@ class Trainer:
             processes.
         accumulate: batches of this process in a step.
         average: of the weights, if the configuration asks for it.
+        teachers: trained networks that it learns from, likewise.
         skipped: steps that the scaler skipped because gradients were not finite. A skip
             is counted at the next step.
     """
@@ -67,6 +69,7 @@ class Trainer:
     accumulate: int
     skipped: int = 0
     average: "WeightAverage | None" = None
+    teachers: Teachers | None = None
     _skipped_in_a_row: int = 0
     _previous_scale: float = 0.0
 
@@ -97,6 +100,10 @@ class Trainer:
         use_scaler = config.precision == "float16" and world.device.type == "cuda"
         scaler = torch.amp.GradScaler(enabled=use_scaler)
         normalize = Normalize(config.input.mean, config.input.std).to(world.device)
+        teachers = None
+        if config.teachers:
+            teachers = Teachers(config.teachers, config.input).to(world.device)
+            teachers = teachers.to(memory_format=torch.channels_last).eval()
         return cls(
             config=config,
             world=world,
@@ -108,6 +115,7 @@ class Trainer:
             seed=seed,
             accumulate=accumulate,
             average=WeightAverage(network, config.ema) if config.ema else None,
+            teachers=teachers,
         )
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -121,14 +129,18 @@ class Trainer:
     def _run(self, images: torch.Tensor, *labels: torch.Tensor) -> Any:
         """What the network answers to images, and labels if it takes them."""
         images = self.normalize(images.to(self.world.device, non_blocking=True))
-        device_type = self.world.device.type
-        dtype = getattr(torch, self.config.precision)
-        use_autocast = device_type == "cuda" and dtype != torch.float32
         # The wrapped model synchronises the processes, but their numbers of validation
         # batches may differ.
         model = self.model if self.model.training else self.network
-        with torch.autocast(device_type, dtype, enabled=use_autocast):
+        with self._autocast():
             return model(images, *labels)
+
+    def _autocast(self) -> AbstractContextManager:
+        """The configured precision on a GPU, float32 on a CPU."""
+        device_type = self.world.device.type
+        dtype = getattr(torch, self.config.precision)
+        enabled = device_type == "cuda" and dtype != torch.float32
+        return torch.autocast(device_type, dtype, enabled=enabled)
 
     def evaluated_weights(self) -> AbstractContextManager:
         """A block in which the network has the weights that are evaluated and saved."""
@@ -191,11 +203,21 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss, fake loss, real loss; the first with all that the network adds to it."""
         labels = labels.to(self.world.device)
+        targets = self._targets(images, labels)
         if not isinstance(self.network, AttentionClassifier):
-            return balanced_loss(self.logits(images), labels)
+            return balanced_loss(self.logits(images), labels, targets)
         logits, extra = self._run(images, labels)
-        loss, fake_loss, real_loss = balanced_loss(logits.float(), labels)
+        loss, fake_loss, real_loss = balanced_loss(logits.float(), labels, targets)
         return loss + extra, fake_loss, real_loss
+
+    def _targets(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What the network learns: the labels, or mostly what the teachers answer."""
+        if self.teachers is None:
+            return labels
+        with self._autocast():
+            answers = torch.sigmoid(self.teachers(images.to(self.world.device)))
+        share = self.config.soft_share
+        return share * answers + (1 - share) * labels
 
     def _mixed(
         self, batch: dict, iteration: int, number: int
