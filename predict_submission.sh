@@ -12,7 +12,7 @@ output=$(realpath -m -- "$2")
 shift 2
 here=$(dirname -- "$0")
 source "$here/runtime/user_paths.sh"
-use_user_paths "--list --faces-csv --report" "$@"
+use_user_paths "--list --faces-csv --report --ensemble" "$@"
 [[ -n ${WEIGHTS_DIR:-} ]] && WEIGHTS_DIR=$(realpath -m -- "$WEIGHTS_DIR")
 cd -- "$here"
 [[ -d .venv ]] && export PATH="$PWD/.venv/bin:$PATH"

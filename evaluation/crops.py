@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from inference.aggregate import RULES
+from inference.aggregate import RULES, TRACKED
 from inference.extraction import VideoFaces
 from inference.members import add_model_options, members_identity, read_members
 from inference.pool import EnsemblePool
@@ -110,8 +110,18 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
     ensemble = pool.first
     if ensemble.wanted.clips:
         raise UserError(
-            "--models: a network of them sees clips; inference.predict scores videos "
+            "a network of the ensemble sees clips; inference.predict scores videos "
             "with it, this program single crops only"
+        )
+    if any(member.frames or member.every for member in members):
+        raise UserError(
+            f"{options.ensemble}: leave `frames` and `every` out; this program scores "
+            "the crops that exist"
+        )
+    if aggregation.rule in TRACKED:
+        raise UserError(
+            f"{options.ensemble}: rule {aggregation.rule} needs the places of faces, "
+            "which crops do not have; give another --rule"
         )
     identity = {
         "data_dir": str(options.data_dir.resolve()),
@@ -124,24 +134,18 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
     task = partial(read_crops, sizes=ensemble.wanted.sizes)
     executor = executor_options(options)
 
-    def groups() -> Iterator[dict[Path, VideoFaces]]:
-        """The videos that are scored together."""
-        found: dict[Path, VideoFaces] = {}
+    def found() -> Iterator[tuple[Path, VideoFaces]]:
+        """The crops of each video, as the workers read them."""
         for crops, faces, error in map_items(
             task, todo, executor, "score crops", "video"
         ):
             if error is not None:
                 raise error
             assert faces is not None
-            found[Path(crops.video)] = faces
-            if sum(len(each.frames) for each in found.values()) >= ensemble.min_faces:
-                yield found
-                found = {}
-        yield found
+            yield Path(crops.video), faces
 
-    for _, predictions in pool.predict(groups()):
-        for prediction in predictions:
-            journal.add(prediction.entry)
+    for _, prediction in pool.predict(found()):
+        journal.add(prediction.entry)
     entries = {each.video: journal.entries[each.video] for each in sets}
     write_submission(options.output, entries, aggregation)
     if options.faces_csv:
@@ -169,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--rule",
-        choices=RULES,
+        choices=[name for name in RULES if name not in TRACKED],
         help="from the scores of a video's crops to its label (default: winner, or the "
         "ensemble file's)",
     )

@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     print_results(
         "robustness",
         rows,
-        models=options.models or options.ensemble,
+        models=options.models or str(options.ensemble or ""),
         device=options.device,
     )
     return 0

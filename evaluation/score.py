@@ -108,7 +108,7 @@ class Predictions:
             for name, frames in faces.items()
         }
         means = {
-            name: float(np.mean([*frames.values()]))
+            name: float(np.mean([*frames.values()])) if frames else NO_ANSWER
             for name, frames in self.frames.items()
         }
         self.levels = {

@@ -30,7 +30,7 @@ from runtime.cli import MachineError, UserError
 from runtime.device import pick_device
 from training.checkpoint import load_classifier
 from training.config import InputSettings
-from training.model import Normalize
+from training.model import Normalize, to_channels_last
 from training.residuals import LIMIT, STEM
 
 GPU_BATCH = 64  # faces a forward pass on a GPU, enough to fill it; not measured
@@ -109,8 +109,7 @@ class Ensemble:
             for (_, settings), member in zip(loaded, members)
         ]
         self._models = [
-            model.to(self.device, self._dtype).to(memory_format=torch.channels_last)
-            for model, _ in loaded
+            to_channels_last(model.to(self.device, self._dtype)) for model, _ in loaded
         ]
         self._normalize = [
             Normalize(each.mean, each.std).to(self.device) for each in self.settings
@@ -250,8 +249,10 @@ class Ensemble:
         model = self._models[0]
         inputs = self._normalize[0](images.to(self.device)).to(self._dtype)
         features = model.features(inputs)
-        if features.ndim != 4 or not torch.allclose(
-            features.mean((2, 3)), model.pool(features), rtol=1e-2, atol=1e-3
+        pooled = model.pool(features)
+        is_average = features.ndim == 4 and pooled.shape == features.shape[:2]
+        if not is_average or not torch.allclose(
+            features.mean((2, 3)), pooled, rtol=1e-2, atol=1e-3
         ):
             raise UserError(
                 f"--grad-cam: {self.names[0]} does not classify the mean of feature "
@@ -260,7 +261,7 @@ class Ensemble:
         maps = torch.einsum("c,nchw->nhw", model.fc.weight[0], features)
         maps = torch.relu(maps).float()
         largest = maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
-        logits = model.fc(model.pool(features)).squeeze(1).float()
+        logits = model.fc(pooled).squeeze(1).float()
         return (maps / largest).cpu().numpy(), logits.cpu().numpy()
 
     def _classify(

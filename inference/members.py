@@ -27,7 +27,7 @@ class Member(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    checkpoint: str = Field(min_length=1, description="in --weights-dir")
+    checkpoint: str = Field(description="in --weights-dir")
     weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     faces: Literal["all", "largest"] = Field(
         default="all", description="all faces of a frame, or the largest only"
@@ -36,8 +36,8 @@ class Member(BaseModel):
         default=None,
         ge=1,
         le=MAX_FRAMES,
-        description="evenly spaced frames of a video; with `every` at most so many; as "
-        "the checkpoint says if not given",
+        description="evenly spaced frames of a video, as many as the checkpoint says if "
+        "not given; with `every` at most so many, all if not given",
     )
     every: int = Field(
         default=0, ge=0, description="every n-th frame from the first; 0: evenly spaced"
@@ -69,12 +69,17 @@ class EnsembleFile(BaseModel):
             raise ValueError(f"rule: {self.rule!r} is none of {', '.join(RULES)}")
         if not sum(member.weight for member in self.members):
             raise ValueError("the weights of all members are 0")
-        if self.rule in POOLED and len({member.weight for member in self.members}) > 1:
+        if self.rule in POOLED and not self.is_equal:
             raise ValueError(
                 f"rule: {self.rule} takes the faces of all members together; leave "
                 "their weights out"
             )
         return self
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether all members have the same weight."""
+        return len({member.weight for member in self.members}) == 1
 
 
 def plain_members(paths: Sequence[Path | str]) -> list[Member]:
@@ -126,10 +131,15 @@ def read_members(options: argparse.Namespace) -> tuple[list[Member], Aggregation
         member.model_copy(update={"checkpoint": str(path)})
         for member, path in zip(file.members, paths)
     ]
-    weights = [member.weight for member in members]
-    by_name = dict(zip(unique_names(paths), weights))
-    by_name = by_name if len({*weights}) > 1 else {}
-    return members, Aggregation(options.rule or file.rule, by_name, file.shrink)
+    rule = options.rule or file.rule
+    if rule in POOLED and not file.is_equal:
+        raise UserError(
+            f"--rule {rule} takes the faces of all members together; "
+            f"{options.ensemble} weights them"
+        )
+    names = unique_names(paths)
+    weights = {} if file.is_equal else {n: m.weight for n, m in zip(names, members)}
+    return members, Aggregation(rule, weights, file.shrink)
 
 
 def find_weights(weights_dir: Path, models: Sequence[str]) -> list[Path]:

@@ -1,6 +1,6 @@
 """The networks of an ensemble on all GPUs of a machine, fed from one queue."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,45 +29,78 @@ class EnsemblePool:
         self.first = self._ensembles[0]
 
     def predict(
-        self, groups: Iterable[Group], grad_cam: int = 0
-    ) -> Iterator[tuple[list[Path], list[Prediction]]]:
-        """Score videos, a group of them at a time.
+        self, videos: Iterable[tuple[Path, VideoFaces]], grad_cam: int = 0
+    ) -> Iterator[tuple[Path, Prediction]]:
+        """Score videos as they come.
 
         Args:
-            groups: videos that are scored together, with their faces.
+            videos: each with its faces.
             grad_cam: for how many of each video's top faces a heatmap is wanted.
 
         Yields:
-            the videos of a group and what was found, in the order in which the devices
-            finish. One group more than there are devices is under way.
+            the videos in the order in which the devices finish. What is finished is
+            given before an error of `videos` is raised.
 
         Raises:
             MachineError: a device failed; it says which.
         """
-        if len(self._ensembles) == 1:
-            for group in groups:
-                yield [*group], [*predict_batch(self.first, group, grad_cam)]
-            return
         idle: SimpleQueue[Ensemble] = SimpleQueue()
         for ensemble in self._ensembles:
             idle.put(ensemble)
 
-        def score(group: Group) -> tuple[list[Path], list[Prediction]]:
+        def score(group: Group) -> list[tuple[Path, Prediction]]:
             ensemble = idle.get()
             try:
-                return [*group], [*predict_batch(ensemble, group, grad_cam)]
+                return [*zip(group, predict_batch(ensemble, group, grad_cam))]
             except torch.AcceleratorError as error:
                 raise MachineError(f"{ensemble.device}: {error}") from error
             finally:
                 idle.put(ensemble)
 
-        pending: set[Future] = set()
-        with ThreadPoolExecutor(len(self._ensembles)) as threads:
+        groups = self._groups(videos)
+        if len(self._ensembles) == 1:
             for group in groups:
-                pending.add(threads.submit(score, group))
-                enough = len(pending) > len(self._ensembles)
-                done, pending = wait(pending, None if enough else 0, FIRST_COMPLETED)
-                yield from (each.result() for each in done)
-            while pending:
-                done, pending = wait(pending, None, FIRST_COMPLETED)
-                yield from (each.result() for each in done)
+                yield from score(group)
+            return
+        with ThreadPoolExecutor(len(self._ensembles)) as threads:
+            yield from _in_threads(threads, len(self._ensembles), score, groups)
+
+    def _groups(self, videos: Iterable[tuple[Path, VideoFaces]]) -> Iterator[Group]:
+        """Videos that are scored together: as many as fill a device."""
+        group: Group = {}
+        for path, faces in videos:
+            group[path] = faces
+            if sum(len(each.frames) for each in group.values()) >= self.first.min_faces:
+                yield group
+                group = {}
+        if group:
+            yield group
+
+
+def _in_threads(
+    threads: ThreadPoolExecutor,
+    count: int,
+    score: Callable[[Group], list[tuple[Path, Prediction]]],
+    groups: Iterator[Group],
+) -> Iterator[tuple[Path, Prediction]]:
+    """Score groups in `count` threads; one group more is made in advance."""
+    pending: set[Future] = set()
+    failure: BaseException | None = None
+    while True:
+        try:
+            pending.add(threads.submit(score, next(groups)))
+        except StopIteration:
+            break
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failure = error
+            break
+        timeout = None if len(pending) > count else 0
+        done, pending = wait(pending, timeout, FIRST_COMPLETED)
+        for each in done:
+            yield from each.result()
+    while pending:
+        done, pending = wait(pending, None, FIRST_COMPLETED)
+        for each in done:
+            yield from each.result()
+    if failure is not None:
+        raise failure

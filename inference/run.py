@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -49,21 +49,20 @@ def predict(wanted: TestVideos, options: argparse.Namespace) -> dict[str, dict]:
         print(f"going on: {done} of {len(names)} videos are done")
     task, executor = _make_task(options, members, ensemble, executor)
 
-    def keep(paths: Iterable[Path], predictions: Iterable[Prediction]) -> None:
-        for path, (entry, faces, heatmaps, clips, residuals) in zip(paths, predictions):
-            entry["filename"] = names.get(path, str(path))
-            if report:
-                if faces.preview is not None:
-                    entry["thumbnail"] = thumbnail(faces.preview)
-                images = faces.inputs.get(ensemble.shown_size)
-                report.write_video(
-                    entry, images, faces.provenance, heatmaps, clips, residuals
-                )
-            journal.add(entry)
+    def keep(path: Path, prediction: Prediction) -> None:
+        entry, faces, heatmaps, clips, residuals = prediction
+        entry["filename"] = names.get(path, str(path))
+        if report:
+            if faces.preview is not None:
+                entry["thumbnail"] = thumbnail(faces.preview)
+            images = faces.inputs.get(ensemble.shown_size)
+            report.write_video(
+                entry, images, faces.provenance, heatmaps, clips, residuals
+            )
+        journal.add(entry)
 
-    def groups() -> Iterator[dict[Path, VideoFaces]]:
-        """The videos that are scored together, as the workers find their faces."""
-        found: dict[Path, VideoFaces] = {}
+    def found() -> Iterator[tuple[Path, VideoFaces]]:
+        """The faces of each video, as the workers find them."""
         for path, result, error in map_items(
             task, todo, executor, "predict", "video", options.test_dir
         ):
@@ -73,21 +72,16 @@ def predict(wanted: TestVideos, options: argparse.Namespace) -> dict[str, dict]:
                 # a defect or the machine must not become a score of 0.5
                 raise error
             if isinstance(result, Prediction):
-                keep([path], [result])
+                keep(path, result)
                 continue
             assert isinstance(result, VideoFaces)
-            found[path] = result
-            if sum(len(each.frames) for each in found.values()) >= ensemble.min_faces:
-                yield found
-                found = {}
-        absent = {Path("listed", name): name for name in wanted.missing}
-        names.update(absent)
-        for path, name in absent.items():
-            found[path] = VideoFaces(reason=wanted.missing[name])
-        yield found
+            yield path, result
+        for name, reason in wanted.missing.items():
+            names[Path("listed", name)] = name
+            yield Path("listed", name), VideoFaces(reason=reason)
 
-    for paths, predictions in pool.predict(groups(), options.grad_cam):
-        keep(paths, predictions)
+    for path, prediction in pool.predict(found(), options.grad_cam):
+        keep(path, prediction)
     entries = {name: journal.entries[name] for name in wanted.order}
     write_submission(options.output, entries, aggregation, wanted.unused)
     if options.faces_csv:

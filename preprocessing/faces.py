@@ -75,14 +75,14 @@ class FaceDetector:
         except torch.OutOfMemoryError as error:
             if batched_nms or len(images) == 1:
                 raise MachineError(
-                    f"not enough GPU memory to detect faces ({error}); "
-                    "use fewer --workers"
+                    f"{self._cascade.device}: not enough GPU memory to detect faces "
+                    f"({error}); use fewer --workers"
                 ) from error
         except RuntimeError as error:
             if self._cascade.device.type == "cpu":
                 raise
             raise MachineError(
-                f"the GPU failed during face detection: {error}"
+                f"{self._cascade.device}: the GPU failed during face detection: {error}"
             ) from error
         torch.cuda.empty_cache()
         half = len(images) // 2

@@ -16,9 +16,7 @@ _OTHER_NAMES = {
     "hip": "cuda",  # AMD's GPUs have that name in PyTorch
     "rocm": "cuda",
 }
-# Of a worker process: its number, and the device that it was given last
-_turn: list[int] = []
-_given: list[str] = []
+_turn: list[int] = []  # of a worker process, its number
 # Of other makers; PyTorch has them, the networks here have not been tried on them.
 _UNSUPPORTED = ("mps", "metal", "xpu", "tpu", "xla", "hpu", "npu", "mlu")
 
@@ -45,11 +43,6 @@ def pick_device(name: str) -> str:
         MachineError: it is no device, or a GPU that is not there. Not a `UserError`:
             in a worker process that would be taken for the fault of one video.
     """
-    _given[:] = [_pick(name)]
-    return _given[0]
-
-
-def _pick(name: str) -> str:
     import torch
 
     has_gpu = torch.cuda.is_available()
@@ -98,13 +91,6 @@ def pick_devices(name: str) -> list[str]:
 def take_turns(number: int) -> None:
     """Make this process number `number` of those that take turns at the GPUs."""
     _turn.append(number)
-
-
-def name_gpu(error: Exception) -> Exception:
-    """An error of this process's GPU with the GPU's name; any other as it is."""
-    if _given and type(error).__name__ == "AcceleratorError":  # of torch
-        return MachineError(f"{_given[0]}: {error}")
-    return error
 
 
 def count_gpus(count: int) -> str:

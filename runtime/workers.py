@@ -27,7 +27,7 @@ import cv2
 from threadpoolctl import threadpool_limits
 
 from runtime.cli import MachineError, UserError, cleanups
-from runtime.device import name_gpu, take_turns
+from runtime.device import take_turns
 from runtime.process import block_sigint, die_with_parent, tune_malloc
 
 POLL_SECONDS = 0.5  # between two looks at a worker's clock and memory
@@ -246,8 +246,7 @@ def _worker_main(pipe: multiprocessing.connection.Connection, number: int) -> No
         try:
             answer = task(item), None
         except Exception as error:  # noqa: BLE001 - given to the caller
-            named = name_gpu(error)
-            answer = None, ExceptionWithTraceback(named, error.__traceback__)
+            answer = None, ExceptionWithTraceback(error, error.__traceback__)
         pipe.send(answer)
 
 

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from inference.aggregate import Aggregation
+from inference.ensemble import Ensemble
+from inference.extraction import VideoFaces
 from inference.members import EnsembleFile, plain_members
 from inference.report import Report
 from runtime.cli import UserError
@@ -24,7 +26,7 @@ from training.config import Config, load_config, read_settings
 from training.cutmix import cutmix
 from training.distributed import World
 from training.losses import balanced_loss
-from training.model import DeepFakeClassifier
+from training.model import DeepFakeClassifier, Normalize
 from training.networks import make_classifier
 from training.residuals import filters
 from training.trainer import Trainer
@@ -236,11 +238,11 @@ def test_a_step_with_cutmix_depends_on_its_seed_alone():
 def test_the_filters_by_hand():
     small, large, line = filters()[:, 0]
     assert all(each.sum().abs() < 1e-6 for each in (small, large, line))
-    assert small[2].tolist() == [0, 0.5, -1, 0.5, 0]
-    assert (large * 12)[2].tolist() == [-2, 8, -12, 8, -2]
-    assert (large * 12)[0].tolist() == [-1, 2, -2, 2, -1]
+    assert small[2].tolist() == [0, 2, -4, 2, 0]
+    assert large[2].tolist() == [-2, 8, -12, 8, -2]
+    assert large[0].tolist() == [-1, 2, -2, 2, -1]
     assert torch.equal(large, large.T) and torch.equal(large, large.flip(0))
-    assert line[2].tolist() == [0, 0.5, -1, 0.5, 0] and line[1].abs().sum() == 0
+    assert line[2].tolist() == [0, 1, -2, 1, 0] and line[1].abs().sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,8 @@ def test_residuals_beside_a_loop():
     for k, kernel in enumerate(filters()[:, 0].numpy()):
         for y in range(2, 6):
             for x in range(2, 6):
-                value = (kernel * grey[y - 2 : y + 3, x - 2 : x + 3]).sum()
+                window = grey[y - 2 : y + 3, x - 2 : x + 3]
+                value = (kernel * window).sum() / (4, 12, 2)[k]
                 expected = np.clip(value, -3, 3)
                 assert ours[0, k, y, x].item() == pytest.approx(expected, abs=1e-3)
 
@@ -344,8 +347,6 @@ def test_the_members_of_an_ensemble_file_are_what_the_configs_train(place):
 
 def test_the_report_shows_the_residuals_of_a_face(tmp_path):
     """Grey where a picture is even, and only for a network that has the stem."""
-    from inference.ensemble import Ensemble
-
     for name, srm in (("with", True), ("without", False)):
         settings = config(srm=srm)
         state = make_classifier(settings).state_dict()
@@ -378,3 +379,73 @@ def test_the_report_shows_the_residuals_of_a_face(tmp_path):
     text = page.read_text()
     assert text.count('src="data:image/jpeg') == 3
     assert "Noise residuals that with sees" in text
+
+
+def test_a_3d_network_is_trained_and_predicts(tmp_path):
+    settings = Config(
+        encoder="torchvision/mc3_18",
+        pretrained="none",
+        batch_size=2,
+        cutmix=1.0,
+        input={"size": 32, "clip_frames": 4},
+    )
+    trainer = make_trainer(settings)
+    trainer.model.train()
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    batch = {"image": clips, "label": torch.tensor([0.0, 1.0])}
+    first = trainer.network.fc.weight.clone()
+    assert np.isfinite(trainer.step([batch], 0)).all()
+    assert not torch.equal(first, trainer.network.fc.weight)
+    path, state = tmp_path / "net", trainer.network.state_dict()
+    save_checkpoint(path, state_dict=state, config=settings.model_dump(mode="json"))
+    faces = VideoFaces(
+        clips={32: clips.numpy()}, clip_frames=[0, 9], clip_boxes=[(0, 0, 9, 9)] * 2
+    )
+    ((scores,),) = Ensemble(plain_members([path]), "cpu")([faces])
+    model, own = load_classifier(path)
+    with torch.inference_mode():
+        logits = model(Normalize(own.mean, own.std)(clips))
+    np.testing.assert_allclose(scores, torch.sigmoid(logits), atol=1e-5)
+
+
+def test_attention_is_pooled_in_float32_in_any_precision():
+    """A map that is dropped has a root with an endless slope in half precision."""
+    torch.manual_seed(0)
+    model = AttentionClassifier(LITE0).train()
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0.0, 1, 0, 1])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, extra = model(images, labels)
+    (logits.float().sum() + extra).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) > 100
+    assert all(torch.isfinite(each).all() for each in gradients)
+    half = model.eval().bfloat16()
+    with torch.inference_mode():
+        features = half.features(images.bfloat16())
+        pooled, maps = half._pool_by_maps(features)
+        assert pooled.dtype == maps.dtype == torch.float32
+        assert half(images.bfloat16()).isfinite().all()
+
+
+def test_a_heatmap_of_an_attention_network_is_refused_in_one_line(tmp_path):
+    settings = config(head="attention")
+    path, state = tmp_path / "net", make_classifier(settings).state_dict()
+    save_checkpoint(path, state_dict=state, config=settings.model_dump(mode="json"))
+    ensemble = Ensemble(plain_members([path]), "cpu")
+    with pytest.raises(UserError, match="does not classify the mean of feature maps"):
+        ensemble.grad_cam(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_residuals_are_those_of_float32_in_any_precision(dtype):
+    """A bright, even picture has none; the filters' sums stay 0."""
+    stem = make_classifier(config(srm=True)).residual_stem
+    images = torch.full((1, 3, 32, 32), 2.0)
+    images[:, :, :, 16:] = -1.5
+    expected = stem.residuals(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stem.residuals(images), expected)
+    low = stem.to(dtype).residuals(images.to(dtype))
+    assert low.dtype == dtype
+    torch.testing.assert_close(low.float(), expected, atol=0.02, rtol=0.01)
+    assert low[..., :12].abs().max() < 1e-3

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from evaluation import crops
 from inference import predict
 from inference.aggregate import Aggregation, ensemble_label
 from inference.ensemble import Ensemble
@@ -146,7 +147,6 @@ def test_the_vote_knows_persons_by_their_boxes():
         "boxes": [(0, 0, 10, 10), (20, 0, 30, 10), (1, 0, 11, 10)],
         "probabilities": {"two": [0.9, 0.2, 0.95], "one": [float("nan"), 0.3, 0.1]},
     }
-    entry["probabilities"]["one"][0] = float("nan")
     # of network one: the persons 0.1 and 0.3 are below 0.4, so the lowest
     expected = (0.925 + 0.1) / 2
     assert video_label(entry, Aggregation("vote")) == pytest.approx(expected)
@@ -279,6 +279,42 @@ def test_an_ensemble_file_of_plain_members_gives_the_same_submission(
         (row,) = csv.DictReader(file)
     expected = (3 * np.mean(scores["one"]) + np.mean(scores["two"])) / 4
     assert float(row["label"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_rule_that_pools_faces_does_not_forget_weights(checkpoints, tmp_path):
+    path = tmp_path / "e.yaml"
+    members = [{"checkpoint": "one"}, {"checkpoint": "two", "weight": 2}]
+    path.write_text(yaml.safe_dump({"members": members}))
+    asked = options(path, checkpoints)
+    asked.rule = "confidence"
+    with pytest.raises(UserError, match="^--rule confidence takes .* weights them$"):
+        read_members(asked)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (
+            {"members": [{"checkpoint": "one", "every": 5}]},
+            "leave `frames` and `every`",
+        ),
+        (
+            {"members": [{"checkpoint": "one"}], "rule": "vote"},
+            "rule vote needs the plac",
+        ),
+    ],
+)
+def test_what_crops_on_disk_cannot_give_is_refused(
+    preprocessed, checkpoints, tmp_path, file, words
+):
+    path = tmp_path / "e.yaml"
+    path.write_text(yaml.safe_dump(file))
+    arguments = [
+        *("--data-dir", preprocessed, "--split", "all", "--ensemble", path),
+        *("--weights-dir", checkpoints, "--output", tmp_path / "s.csv"),
+    ]
+    with pytest.raises(UserError, match=words):
+        crops.main([str(each) for each in arguments])
 
 
 def test_the_journal_knows_which_faces_its_members_saw(checkpoints):

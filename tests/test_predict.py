@@ -375,7 +375,7 @@ def test_any_other_error_of_the_gpu_ends_the_run(
         )
 
     monkeypatch.setattr(ensembles.Ensemble, "_scores", fail)
-    with pytest.raises(torch.AcceleratorError):
+    with pytest.raises(MachineError, match="^cpu: CUDA error: an illegal memory"):
         run(videos / f"{REAL}.mp4", tmp_path / "s.csv", checkpoints)
     assert not (tmp_path / "s.csv").exists()
 

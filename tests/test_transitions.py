@@ -13,6 +13,7 @@ from evaluation.transitions import (
     Condition,
     Faces,
     conditions,
+    conditions_of,
     disturb,
     draw_disturbance,
     make_pair,
@@ -114,6 +115,12 @@ def test_a_training_batch_is_made_of_pairs_and_depends_on_seed_and_step(still):
 def test_conditions_do_what_they_say(still):
     faces = faces_of(still, 1)
     every = conditions(T)
+    assert conditions_of(FLICKER, "clip", T) == every
+    assert [*conditions_of(FLICKER, "frame", T)] == [
+        *("strength 1", "strength 0.5", "strength 0.25", "strength 0.125", "frozen"),
+        *("CRF 28", "CRF 35", "CRF 40"),
+    ]
+    assert [*conditions_of(APPEARANCE, "clip", T)] == ["strength 1"]
     assert len(every) == 4 + 3 + 3 + 4
 
     def clips(condition):

@@ -53,8 +53,8 @@ class AttentionClassifier(DeepFakeClassifier):
 
     def pool(self, features: Tensor) -> Tensor:
         """What the last layer sees: (N, 8 C)."""
-        self._check(features)
-        return SCALE * normalize(pool_by_maps(features, self.attention(features)))
+        pooled, _ = self._pool_by_maps(features)
+        return SCALE * normalize(pooled).to(self.fc.weight.dtype)
 
     def forward(  # type: ignore[override]  # labels in training
         self, images: Tensor, labels: Tensor | None = None
@@ -66,20 +66,18 @@ class AttentionClassifier(DeepFakeClassifier):
         """
         if labels is None:
             return super().forward(images)
-        features = self.features(images)
-        self._check(features)
-        maps = self.attention(features)
-        pooled = pool_by_maps(features, maps)
+        pooled, maps = self._pool_by_maps(self.features(images))
         dropped = functional.dropout1d(pooled, DROPPED_MAPS, self.training)
         logits = self.fc(SCALE * normalize(dropped)).squeeze(1)
         with torch.no_grad():
-            chances = (maps.float().sum((2, 3)) + EPSILON).sqrt()
+            # that they are not finite is said by the check of the loss
+            chances = (maps.sum((2, 3)) + EPSILON).sqrt().nan_to_num(1, 1, 1)
             chosen = torch.multinomial(chances, 2, replacement=True)
             rows = torch.arange(len(maps), device=maps.device)
-            to_crop, to_drop = (maps[rows, each].float() for each in chosen.T)
+            to_crop, to_drop = (maps[rows, each] for each in chosen.T)
             cropped = crop_to(images, to_crop, uniform(images, *CROP_THRESHOLD))
             masked = drop_from(images, to_drop, uniform(images, *DROP_THRESHOLD))
-        extra = self._centre_loss(normalize(pooled).float(), labels)
+        extra = self._centre_loss(normalize(pooled), labels)
         for image, weight in ((cropped, CROP_WEIGHT), (masked, DROP_WEIGHT)):
             again = self.frame_logits(image).float()
             extra = extra + weight * balanced_loss(again, labels)[0]
@@ -97,6 +95,15 @@ class AttentionClassifier(DeepFakeClassifier):
                     step = (pooled[kinds == kind] - centres[kind]).mean(0)
                     self.centres[kind] += CENTRE_RATE * step
         return loss
+
+    def _pool_by_maps(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (N, M, C) and maps (N, M, h, w), float32 in any precision:
+        small numbers have steep roots.
+        """
+        self._check(features)
+        maps = self.attention(features).float()
+        with torch.autocast(features.device.type, enabled=False):
+            return pool_by_maps(features.float(), maps), maps
 
     def _check(self, features: Tensor) -> None:
         if features.ndim != 4 or features.shape[1] * MAPS != self.fc.in_features:
@@ -150,7 +157,7 @@ def crop_to(images: Tensor, maps: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def drop_from(images: Tensor, maps: Tensor, thresholds: Tensor) -> Tensor:
-    """Replace pixels by 0, ImageNet's mean, where a map is at least a part of its
+    """Replace pixels by 0, the mean that was subtracted, where a map is at least a part of its
     maximum. Arguments as of `crop_to`.
     """
     resized = _resize(maps, *images.shape[2:])

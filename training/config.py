@@ -12,7 +12,7 @@ which are the winner's settings.
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -297,6 +297,10 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _sam_without_scaler(self) -> "Config":
+        if self.sam and self.head == "attention":
+            raise ValueError(
+                "head: attention trains three passes a step; leave sam out"
+            )
         if self.sam and self.precision == "float16":
             raise ValueError(
                 "sam takes two passes, which the gradient scaler of float16 does not "
@@ -426,5 +430,6 @@ def _settings_of(kind: type[BaseModel], group: int | str) -> type[BaseModel]:
     return next(
         each
         for each in (annotation, *get_args(annotation))
-        if isinstance(each, type) and issubclass(each, BaseModel)
+        if get_origin(each) is None and isinstance(each, type)
+        if issubclass(each, BaseModel)
     )

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime.cli import MachineError, UserError
 from runtime.device import count_gpus, pick_device
 from runtime.process import die_with_parent
+from training.model import to_channels_last
 
 # For a process that does not answer although its connection is not broken.
 TIMEOUT = timedelta(minutes=10)
@@ -45,8 +46,7 @@ class World:
         The model is modified in place. Batch norm is synchronised on GPUs only:
         PyTorch's SyncBatchNorm has no CPU version.
         """
-        # channels_last is faster on CPUs and on GPUs (benchmarks/README.md)
-        model = model.to(self.device).to(memory_format=torch.channels_last)
+        model = to_channels_last(model.to(self.device))
         if self.size == 1:
             return model
         on_gpu = self.device.type == "cuda"

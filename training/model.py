@@ -117,7 +117,9 @@ class DeepFakeClassifier(nn.Module):
         return self._pool(features)
 
     def freeze_all_but_norms(self) -> None:
-        """Train the normalisation layers, the last layer, and what sees time only."""
+        """Train the normalisation layers, and all that is not the encoder's: the last layer,
+        attention maps, a stem for residuals, and what sees time.
+        """
         self.encoder.requires_grad_(False)
         for layer in self.encoder.modules():
             if isinstance(layer, NORM_LAYERS):
@@ -151,6 +153,16 @@ class Normalize(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         images = images.flatten(0, -4).permute(0, 3, 1, 2)
         return (images.float() / 255 - self.mean) / self.std
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """Lay images out as N, H, W, C, which is faster on CPUs and on GPUs.
+
+    Networks with 3-D convolutions stay as they are.
+    """
+    if any(isinstance(layer, nn.Conv3d) for layer in model.modules()):
+        return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def has_published_form(encoder: str) -> bool:

@@ -17,12 +17,15 @@ from runtime.cli import UserError
 from training.model import DeepFakeClassifier
 
 LIMIT = 3.0  # grey levels, at which residuals are clipped
+DIVISORS = (4, 12, 2)
 CHANNELS = 16
 STEM = "residual_stem"
 
 
 def filters() -> Tensor:
-    """The three filters, (3, 1, 5, 5): 3 x 3 square, 5 x 5 square, 1 x 3 second order."""
+    """The three filters, (3, 1, 5, 5), to be divided by `DIVISORS`: 3 x 3 square, 5 x 5
+    square, 1 x 3 second order. Whole numbers, which every precision holds exactly.
+    """
     small = torch.zeros(5, 5)
     small[1:4, 1:4] = torch.tensor(
         [[-1.0, 2.0, -1.0], [2.0, -4.0, 2.0], [-1.0, 2.0, -1.0]]
@@ -32,7 +35,7 @@ def filters() -> Tensor:
     large = torch.cat((half, half[:2].flip(0)))
     line = torch.zeros(5, 5)
     line[2, 1:4] = torch.tensor([1.0, -2.0, 1.0])
-    return torch.stack((small / 4, large / 12, line / 2))[:, None]
+    return torch.stack((small, large, line))[:, None]
 
 
 class ResidualStem(nn.Module):
@@ -61,11 +64,17 @@ class ResidualStem(nn.Module):
         )
 
     def residuals(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S), in grey levels, within -LIMIT..LIMIT."""
-        # the filters' sums are 0, so the mean that was subtracted does not matter
-        grey = (images * self.scale).mean(1, keepdim=True)
-        grey = functional.pad(grey, (2, 2, 2, 2), mode="replicate")
-        return functional.conv2d(grey, self.kernels).clamp(-LIMIT, LIMIT)
+        """(N, 3, S, S), in grey levels, within -LIMIT..LIMIT.
+
+        In float32 whatever the precision, else the picture would leak in.
+        """
+        divisors = torch.tensor(DIVISORS, device=images.device).view(1, 3, 1, 1)
+        with torch.autocast(images.device.type, enabled=False):
+            # the filters' sums are 0, so the mean that was subtracted does not matter
+            grey = (images.float() * self.scale.float()).mean(1, keepdim=True)
+            grey = functional.pad(grey, (2, 2, 2, 2), mode="replicate")
+            found = functional.conv2d(grey, self.kernels.float()) / divisors
+        return found.clamp(-LIMIT, LIMIT).to(images.dtype)
 
     def forward(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, channels, h, w) of the wanted size."""

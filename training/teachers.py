@@ -14,7 +14,7 @@ from torch.nn import functional
 from runtime.cli import UserError
 from training.checkpoint import load_classifier
 from training.config import InputSettings
-from training.model import Normalize
+from training.model import Normalize, to_channels_last
 
 CLIP_SETTINGS = ("clip_frames", "clip_spacing")
 
@@ -45,7 +45,7 @@ class Teachers(nn.Module):
                 )
         self._sees_clips = [bool(own.clip_frames) for _, own in loaded]
         self._sizes = [own.size for _, own in loaded]
-        self._networks = nn.ModuleList(model for model, _ in loaded)
+        self._networks = nn.ModuleList(to_channels_last(model) for model, _ in loaded)
         self._normalize = nn.ModuleList(
             Normalize(own.mean, own.std) for _, own in loaded
         )

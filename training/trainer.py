@@ -37,6 +37,7 @@ from training.temporal import is_over_time
 # 65,536 to below 1.
 MAX_SKIPPED_STEPS = 20
 CUTMIX = 1  # seeds its draws apart from those of dropout
+BatchNorm = torch.nn.modules.batchnorm._BatchNorm  # of any dimensions
 FACTOR = "factor"  # of a parameter group's learning rate
 
 
@@ -102,8 +103,7 @@ class Trainer:
         normalize = Normalize(config.input.mean, config.input.std).to(world.device)
         teachers = None
         if config.teachers:
-            teachers = Teachers(config.teachers, config.input).to(world.device)
-            teachers = teachers.to(memory_format=torch.channels_last).eval()
+            teachers = Teachers(config.teachers, config.input).to(world.device).eval()
         return cls(
             config=config,
             world=world,
@@ -242,9 +242,7 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(gradients)
         steps = [each * (self.config.sam / (norm + 1e-12)) for each in gradients]
         layers = [
-            layer
-            for layer in self.network.modules()
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
+            layer for layer in self.network.modules() if isinstance(layer, BatchNorm)
         ]
         momenta = [layer.momentum for layer in layers]
         before = [each.detach().clone() for each in moved]
@@ -373,7 +371,7 @@ class WeightAverage:
 def _adjust_batchnorm_momentum(network: torch.nn.Module, accumulate: int) -> None:
     """Make the running statistics span as many steps as with one batch per step."""
     for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d) and layer.momentum is not None:
+        if isinstance(layer, BatchNorm) and layer.momentum is not None:
             layer.momentum = 1 - (1 - layer.momentum) ** (1 / accumulate)
 
 
