@@ -23,7 +23,12 @@ import numpy as np
 
 from inference.aggregate import RULES, TRACKED
 from inference.extraction import VideoFaces
-from inference.members import add_model_options, members_identity, read_members
+from inference.members import (
+    add_model_options,
+    engine_of,
+    members_identity,
+    read_members,
+)
 from inference.pool import EnsemblePool
 from inference.submission import Journal, report_path, write_faces, write_submission
 from preprocessing.crop_table import CropTable, read_crop_table
@@ -106,7 +111,7 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
         )
     sets = crop_sets(table)
     members, aggregation = read_members(options)
-    pool = EnsemblePool(members, pick_devices(options.device))
+    pool = EnsemblePool(members, pick_devices(options.device), engine_of(options))
     ensemble = pool.first
     if ensemble.wanted.clips:
         raise UserError(
@@ -126,6 +131,7 @@ def predict_crops(options: argparse.Namespace) -> dict[str, dict]:
     identity = {
         "data_dir": str(options.data_dir.resolve()),
         "members": members_identity(members),
+        "engine": [*engine_of(options)],
     }
     journal = Journal(options.output, identity)
     todo = [each for each in sets if each.video not in journal.entries]

@@ -213,6 +213,7 @@ def main(argv: list[str] | None = None) -> int:
             options.weights_dir,
             "--device",
             options.device,
+            *("--engine", options.engine, "--precision", options.precision),
             *executor_arguments(options),
             *(["--models", *options.models] if options.models else []),
             *(["--ensemble", options.ensemble] if options.ensemble else []),

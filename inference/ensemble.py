@@ -18,6 +18,12 @@ import torch
 from torch import Tensor
 
 from inference.aggregate import TOP_FACES, top_faces
+from inference.engine import (
+    Network,
+    OpenVinoNetwork,
+    TorchNetwork,
+    resolve,
+)
 from inference.extraction import (
     ClipInput,
     FramePlan,
@@ -25,12 +31,11 @@ from inference.extraction import (
     Wanted,
     extract_faces,
 )
-from inference.members import MAX_FRAMES, Member, unique_names
+from inference.members import MAX_FRAMES, Engine, Member, unique_names
 from runtime.cli import MachineError, UserError
 from runtime.device import pick_device
 from training.checkpoint import load_classifier
 from training.config import InputSettings
-from training.model import Normalize, to_channels_last
 from training.residuals import LIMIT, STEM
 
 GPU_BATCH = 64  # faces a forward pass on a GPU, enough to fill it; not measured
@@ -41,6 +46,7 @@ CPU_BATCH, CPU_BATCH_PIXELS = 8, 300_000
 
 
 CLIP_SETTINGS = ("clip_frames", "clip_spacing", "clips_per_video", "frames_per_video")
+DEFAULT_ENGINE = Engine()
 FACE_SETTINGS = ("detector_thresholds", "margin_parts")
 
 
@@ -77,7 +83,7 @@ class ClipView(NamedTuple):
 class Ensemble:
     """Trained networks that score the same faces.
 
-    float16 on a GPU, as the winner's; float32 on a CPU.
+    float16 on a GPU, as the winner's; float32 on a CPU, unless `engine` says otherwise.
 
     Attributes:
         names: of the networks, unique.
@@ -90,13 +96,15 @@ class Ensemble:
             digit, on its neighbours.
     """
 
-    def __init__(self, members: Sequence[Member], device: str):
+    def __init__(
+        self, members: Sequence[Member], device: str, engine: Engine = DEFAULT_ENGINE
+    ):
         self.device = torch.device(pick_device(device))
         on_gpu = self.device.type == "cuda"
+        engine = resolve(engine, self.device.type)
         self.members = members
         paths = [Path(member.checkpoint) for member in members]
         self.names = unique_names(paths)
-        self._dtype = torch.float16 if on_gpu else torch.float32
         self.batch = GPU_BATCH
         self.min_faces = self.batch if on_gpu else 0
         self._threads = ThreadPoolExecutor(
@@ -108,12 +116,20 @@ class Ensemble:
             _as_member(settings, member)
             for (_, settings), member in zip(loaded, members)
         ]
-        self._models = [
-            to_channels_last(model.to(self.device, self._dtype)) for model, _ in loaded
-        ]
-        self._normalize = [
-            Normalize(each.mean, each.std).to(self.device) for each in self.settings
-        ]
+        # heatmaps and residuals need the first one in PyTorch
+        self._first = TorchNetwork(*loaded[0], self.device, engine.precision)
+        self._networks: list[Network] = [self._first]
+        if engine.name == "openvino":
+            threads = torch.get_num_threads()
+            self._networks = [
+                OpenVinoNetwork(model, settings, path, engine.precision, threads)
+                for (model, settings), path in zip(loaded, paths)
+            ]
+        else:
+            self._networks += [
+                TorchNetwork(model, settings, self.device, engine.precision)
+                for model, settings in loaded[1:]
+            ]
         self._plans = [
             FramePlan(settings.frames_per_video, member.every)
             for settings, member in zip(self.settings, members)
@@ -220,11 +236,10 @@ class Ensemble:
         Returns:
             (N, S, S, 3) uint8 RGB, a channel a filter, grey where there is no residual.
         """
-        stem = getattr(self._models[0], STEM, None)
+        stem = getattr(self._first.model, STEM, None)
         if stem is None:
             return None
-        inputs = self._normalize[0](torch.from_numpy(images).to(self.device))
-        values = stem.residuals(inputs.to(self._dtype)).float()
+        values = stem.residuals(self._first.inputs(torch.from_numpy(images))).float()
         shown = (127.5 + 127.5 / LIMIT * values).round().to(torch.uint8)
         return shown.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -246,9 +261,8 @@ class Ensemble:
     @torch.inference_mode()
     def _grad_cam(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Heatmaps (N, h, w) and logits (N,) of images, of clips of all frames."""
-        model = self._models[0]
-        inputs = self._normalize[0](images.to(self.device)).to(self._dtype)
-        features = model.features(inputs)
+        model = self._first.model
+        features = model.features(self._first.inputs(images))
         pooled = model.pool(features)
         is_average = features.ndim == 4 and pooled.shape == features.shape[:2]
         if not is_average or not torch.allclose(
@@ -324,10 +338,10 @@ class Ensemble:
 
     @torch.inference_mode()
     def _scores(self, number: int, images: Tensor) -> Tensor:
-        inputs = self._normalize[number](images.to(self.device)).to(self._dtype)
-        scores = torch.sigmoid(self._models[number](inputs)).float()
+        network = self._networks[number]
+        scores = torch.sigmoid(network(images)).float()
         if self.settings[number].mirrored:
-            mirrored = torch.sigmoid(self._models[number](inputs.flip(3))).float()
+            mirrored = torch.sigmoid(network(images.flip(-2))).float()
             scores = (scores + mirrored) / 2
         return scores
 
@@ -389,7 +403,12 @@ def _clip_view(
 
 
 def predict_video(
-    path: Path, members: tuple[Member, ...], device: str, details: bool, grad_cam: int
+    path: Path,
+    members: tuple[Member, ...],
+    device: str,
+    engine: Engine,
+    details: bool,
+    grad_cam: int,
 ) -> Prediction:
     """Extract and score one video in a process that has its own networks.
 
@@ -399,7 +418,7 @@ def predict_video(
         VideoError: the file cannot be read as a video.
         MachineError: the networks cannot be loaded here.
     """
-    ensemble = _load_ensemble(members, device)
+    ensemble = _load_ensemble(members, device, engine)
     faces = extract_faces(path, ensemble.wanted, device, details)
     (prediction,) = predict_batch(ensemble, {path: faces}, grad_cam)
     shown = ensemble.shown_size
@@ -410,12 +429,14 @@ def predict_video(
 
 
 @cache
-def _load_ensemble(members: tuple[Member, ...], device: str) -> Ensemble:
+def _load_ensemble(
+    members: tuple[Member, ...], device: str, engine: Engine
+) -> Ensemble:
     """One ensemble a process. The machine that started the run has loaded the same
     files, so what fails here is this machine's fault.
     """
     try:
-        return Ensemble(members, device)
+        return Ensemble(members, device, engine)
     except UserError as error:
         raise MachineError(f"on the machine {socket.gethostname()}: {error}") from error
 

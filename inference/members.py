@@ -10,7 +10,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +19,8 @@ from runtime.cli import UserError
 from training.config import read_settings
 
 MANIFEST = Path(__file__).parent.parent / "weights" / "manifest.csv"
+ENGINES = ("auto", "torch", "openvino")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 MAX_FRAMES = 1000  # of a video
 
 
@@ -82,13 +84,20 @@ class EnsembleFile(BaseModel):
         return len({member.weight for member in self.members}) == 1
 
 
+class Engine(NamedTuple):
+    """What runs the networks, of `ENGINES`, in which of `PRECISIONS`."""
+
+    name: str = "auto"
+    precision: str = "auto"
+
+
 def plain_members(paths: Sequence[Path | str]) -> list[Member]:
     """Checkpoints that see all faces and count alike."""
     return [Member(checkpoint=str(path)) for path in paths]
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--weights-dir`, `--models` and `--ensemble`."""
+    """Add `--weights-dir`, `--models`, `--ensemble`, `--engine` and `--precision`."""
     parser.add_argument(
         "--weights-dir",
         type=Path,
@@ -108,6 +117,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.yaml",
         help="members, their weights and the rule, such as configs/ensembles/first.yaml",
     )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what runs the networks; auto: on a CPU OpenVINO if it is installed, else "
+        "PyTorch",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the networks; auto: float32 on a CPU, float16 on a GPU. bfloat16 is "
+        "faster on processors with AMX or AVX512-BF16, and rounds scores",
+    )
+
+
+def engine_of(options: argparse.Namespace) -> Engine:
+    """What `add_model_options` parsed of `--engine` and `--precision`."""
+    return Engine(options.engine, options.precision)
 
 
 def read_members(options: argparse.Namespace) -> tuple[list[Member], Aggregation]:

@@ -7,9 +7,9 @@ from queue import SimpleQueue
 
 import torch
 
-from inference.ensemble import Ensemble, Prediction, predict_batch
+from inference.ensemble import DEFAULT_ENGINE, Ensemble, Prediction, predict_batch
 from inference.extraction import VideoFaces
-from inference.members import Member
+from inference.members import Engine, Member
 from runtime.cli import MachineError
 
 Group = dict[Path, VideoFaces]
@@ -24,8 +24,13 @@ class EnsemblePool:
         first: the ensemble of the first device.
     """
 
-    def __init__(self, members: Sequence[Member], devices: Sequence[str]):
-        self._ensembles = [Ensemble(members, device) for device in devices]
+    def __init__(
+        self,
+        members: Sequence[Member],
+        devices: Sequence[str],
+        engine: Engine = DEFAULT_ENGINE,
+    ):
+        self._ensembles = [Ensemble(members, device, engine) for device in devices]
         self.first = self._ensembles[0]
 
     def predict(

@@ -9,7 +9,7 @@ from pathlib import Path
 from inference.aggregate import Aggregation
 from inference.ensemble import Ensemble, Prediction, predict_video
 from inference.extraction import VideoFaces, extract_faces
-from inference.members import Member, members_identity, read_members
+from inference.members import Member, engine_of, members_identity, read_members
 from inference.pool import EnsemblePool
 from inference.report import Report, thumbnail
 from inference.submission import Journal, write_faces, write_submission
@@ -37,7 +37,7 @@ def predict(wanted: TestVideos, options: argparse.Namespace) -> dict[str, dict]:
     members, aggregation = read_members(options)
     executor = executor_options(options)
     devices = ["cpu"] if executor.is_cluster else pick_devices(options.device)
-    pool = EnsemblePool(members, devices)
+    pool = EnsemblePool(members, devices, engine_of(options))
     ensemble = pool.first
     report = Report(options.report, aggregation) if options.report else None
     journal = Journal(options.output, _identity(options, members, aggregation))
@@ -100,6 +100,7 @@ def _identity(
     identity: dict[str, object] = {
         "test_dir": str(options.test_dir.resolve()),
         "members": members_identity(members),
+        "engine": [*engine_of(options)],
     }
     if options.report:  # pages are written video by video, so all must be of one kind
         folder = str(options.report.resolve())
@@ -133,6 +134,7 @@ def _make_task(
         predict_video,
         members=tuple(members),
         device=options.device,
+        engine=engine_of(options),
         details=details,
         grad_cam=options.grad_cam,
     )

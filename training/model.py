@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -36,6 +36,7 @@ VIDEO_INPUT = {
     "mean": (0.43216, 0.394666, 0.37645),
     "std": (0.22803, 0.22145, 0.216989),
 }
+Module = TypeVar("Module", bound=nn.Module)
 NORM_LAYERS = (
     nn.modules.batchnorm._BatchNorm,
     nn.LayerNorm,
@@ -155,7 +156,7 @@ class Normalize(nn.Module):
         return (images.float() / 255 - self.mean) / self.std
 
 
-def to_channels_last(model: nn.Module) -> nn.Module:
+def to_channels_last(model: Module) -> Module:
     """Lay images out as N, H, W, C, which is faster on CPUs and on GPUs.
 
     Networks with 3-D convolutions stay as they are.
