@@ -11,7 +11,7 @@ scaled, tinted, blurred and blended in):
 
 and trains on each kind a frame network (the mean over the clip's frames), a clip network,
 and a clip network whose side taps are held at zero; the same clips and steps for all. The
-pairs have all strengths of the test, and half of them are encoded again. Then it scores
+pairs have all strengths of their test, and half of them are encoded again. Then it scores
 them on people who are not in training, also under conditions that take the change away.
 
 Reads  REAL videos with a face, at the top of the folders. What stands before two
@@ -278,6 +278,8 @@ def training_batch(
     settings = config.input
     clips: list[np.ndarray] = []
     labels: list[float] = []
+    # appearance is tested at full strength only
+    strengths = STRENGTHS[:1] if pairs == APPEARANCE else STRENGTHS
     span = (settings.clip_frames - 1) * settings.clip_spacing
     # half of the videos have their labels the wrong way round
     wrong = np.random.default_rng([seed, 0, 1]).permutation(len(faces)) % 2 == 1
@@ -294,7 +296,7 @@ def training_batch(
         images = video.images[place][shown_at(video.times[place], wanted)]
         if rng.random() < 0.5:
             images = images[:, :, ::-1]
-        strength = STRENGTHS[rng.integers(len(STRENGTHS))]
+        strength = strengths[rng.integers(len(strengths))]
         pair = make_pair(np.ascontiguousarray(images), pairs, strength, rng)
         if encoded:
             rate_factor = int(rng.integers(RATE_FACTORS[0], RATE_FACTORS[1] + 1))
