@@ -74,7 +74,10 @@ DRAWS = 2  # pairs of each test moment
 MOVE, SCALE, TINT, BLUR = 2.0, 0.03, 8.0, (0.3, 1.2)
 OVAL, FEATHER = (0.27, 0.33), 0.03  # of the crop's side
 ENCODED = 0.5  # share of the training pairs
-FLICKER, APPEARANCE, SHUFFLED = "flicker", "appearance", "flicker, labels shuffled"
+FLICKER, APPEARANCE = "flicker", "appearance"
+# A network remembers which videos are the wrong way round, and ranks new people by what
+# is left: the mean of a shuffle and its inverse must be 0.5.
+SHUFFLED = ("flicker, labels shuffled", "flicker, labels shuffled, inverse")
 FROZEN = "frozen"
 FRAME, CLIP, HELD = "frame", "clip", "clip, side taps held"
 NETWORKS = (FRAME, CLIP, HELD)
@@ -282,7 +285,8 @@ def training_batch(
     strengths = STRENGTHS[:1] if pairs == APPEARANCE else STRENGTHS
     span = (settings.clip_frames - 1) * settings.clip_spacing
     # half of the videos have their labels the wrong way round
-    wrong = np.random.default_rng([seed, 0, 1]).permutation(len(faces)) % 2 == 1
+    half = np.random.default_rng([seed, 0, 1]).permutation(len(faces)) % 2
+    wrong = half == 1 - SHUFFLED.index(pairs) if pairs in SHUFFLED else half > 1
     for _ in range(config.batch_size // 2):
         number = int(rng.integers(len(faces)))
         video = faces[number]
@@ -303,7 +307,7 @@ def training_batch(
             clips += [encode_again(each, rate_factor) for each in pair]
         else:
             clips += pair
-        labels += [1.0, 0.0] if pairs == SHUFFLED and wrong[number] else [0.0, 1.0]
+        labels += [1.0, 0.0] if wrong[number] else [0.0, 1.0]
     return {
         "image": torch.from_numpy(np.stack(clips)),
         "label": torch.tensor(labels, dtype=torch.float32),
@@ -503,7 +507,7 @@ def plan(seeds: Sequence[int]) -> list[tuple[str, str, int]]:
         for network in NETWORKS
         if not (pairs == APPEARANCE and network == HELD)
     ]
-    return [*runs, (SHUFFLED, CLIP, seeds[0])]
+    return [*runs, *((pairs, CLIP, seeds[0]) for pairs in SHUFFLED)]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
 import yaml
 
@@ -34,8 +35,9 @@ TOTAL = 20  # frames of the made video
 @pytest.fixture(scope="module")
 def faces():
     """Two faces in each of ten frames; the second is larger in every third frame."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (20, 64, 64, 3), np.uint8)
+    image, rng = skimage.data.astronaut(), np.random.default_rng(0)
+    places = rng.integers(0, len(image) - 64, (20, 2))
+    images = np.stack([image[y : y + 64, x : x + 64] for y, x in places])
     frames = [frame for frame in range(0, TOTAL, 2) for _ in range(2)]
     boxes = [(0, 0, 30, 30), (50, 0, 70, 20)] * 10
     for frame in range(1, 20, 6):
