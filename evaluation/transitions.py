@@ -284,9 +284,10 @@ def training_batch(
     # appearance is tested at full strength only
     strengths = STRENGTHS[:1] if pairs == APPEARANCE else STRENGTHS
     span = (settings.clip_frames - 1) * settings.clip_spacing
-    # half of the videos have their labels the wrong way round
-    half = np.random.default_rng([seed, 0, 1]).permutation(len(faces)) % 2
-    wrong = half == 1 - SHUFFLED.index(pairs) if pairs in SHUFFLED else half > 1
+    wrong = np.zeros(len(faces), bool)
+    if pairs in SHUFFLED:  # half of the videos have their labels the wrong way round
+        half = np.random.default_rng([seed, 0, 1]).permutation(len(faces)) % 2
+        wrong = half == 1 - SHUFFLED.index(pairs)
     for _ in range(config.batch_size // 2):
         number = int(rng.integers(len(faces)))
         video = faces[number]

@@ -109,23 +109,26 @@ def train_data(preprocessed, tmp_path_factory) -> Path:
     return root
 
 
-def spread_predictions(model: DeepFakeClassifier, size: int, image: np.ndarray) -> None:
+def portrait_crops(count: int, size: int, seed: int = 3) -> np.ndarray:
+    """Crops (N, S, S, 3) uint8 RGB, for which the logits of `checkpoints` are moderate."""
+    image, rng = skimage.data.astronaut(), np.random.default_rng(seed)
+    places = rng.integers(0, len(image) - size, (count, 2))
+    return np.stack([image[y : y + size, x : x + size] for y, x in places])
+
+
+def spread_predictions(model: DeepFakeClassifier, size: int) -> None:
     """Make the probabilities of an untrained network spread over 0..1.
 
-    Sets the batch norm statistics from crops of an image, and scales the last layer to
+    Sets the batch norm statistics from crops of the portrait, and scales the last layer to
     logits of standard deviation 0.5: larger ones magnify rounding past the tests.
     """
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
-    rng = np.random.default_rng(0)
-    crops = [
-        image[y : y + size, x : x + size]
-        for y, x in rng.integers(0, len(image) - size, (32, 2))
-    ]
+    crops = portrait_crops(32, size, seed=0)
     normalize = Normalize((0.5,) * 3, (0.25,) * 3)
     with torch.no_grad():
-        logits = model.train()(normalize(torch.from_numpy(np.stack(crops))))
+        logits = model.train()(normalize(torch.from_numpy(crops)))
         model.fc.weight /= 2 * logits.std()
 
 
@@ -142,7 +145,7 @@ def checkpoints(make_once) -> Path:
                 input={"size": size},
             )
             model = DeepFakeClassifier(config.encoder)
-            spread_predictions(model, size, skimage.data.astronaut())
+            spread_predictions(model, size)
             save_checkpoint(
                 folder / name,
                 epoch=1,

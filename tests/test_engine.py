@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage
 import torch
 
 from inference import engine as engines
@@ -16,6 +15,7 @@ from inference.ensemble import Ensemble
 from inference.extraction import VideoFaces
 from inference.members import Engine, Member
 from runtime.cli import MachineError
+from tests.conftest import portrait_crops
 from training.checkpoint import load_classifier, save_checkpoint
 from training.config import Config
 from training.networks import make_classifier
@@ -58,15 +58,9 @@ def test_what_is_chosen(installed, asked, device, openvino, bfloat16, expected):
         assert resolve(Engine(*asked), device) == expected
 
 
-def crops_of_the_portrait(count, size):
-    image, rng = skimage.data.astronaut(), np.random.default_rng(3)
-    places = rng.integers(0, len(image) - size, (count, 2))
-    return np.stack([image[y : y + size, x : x + size] for y, x in places])
-
-
 def test_a_packed_network_takes_pixels_and_gives_logits(checkpoints):
     model, settings = load_classifier(checkpoints / "one")
-    images = torch.from_numpy(crops_of_the_portrait(3, 64))
+    images = torch.from_numpy(portrait_crops(3, 64))
     network = TorchNetwork(model, settings, CPU, "float32")
     with torch.inference_mode():
         packed = PackedNetwork(model, settings)(images)
@@ -75,7 +69,7 @@ def test_a_packed_network_takes_pixels_and_gives_logits(checkpoints):
 
 def test_bfloat16_rounds_and_keeps_the_order_of_magnitude(checkpoints, installed):
     installed(openvino=False, bfloat16=True)
-    images = crops_of_the_portrait(8, 64)
+    images = portrait_crops(8, 64)
     faces = VideoFaces({64: images}, [*range(8)], [0.0] * 8, [(0, 0, 9, 9)] * 8)
     member = Member(checkpoint=str(checkpoints / "one"))
     ((exact,),) = Ensemble([member], "cpu")([faces])
@@ -98,7 +92,7 @@ def weights(checkpoints, tmp_path_factory):
         for layer in model.modules():  # statistics of images, else logits are huge
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.momentum = 1.0
-        images = torch.from_numpy(crops_of_the_portrait(30, 64))
+        images = torch.from_numpy(portrait_crops(30, 64))
         with torch.no_grad():
             model.train()(
                 TorchNetwork(model, config.input, CPU, "float32").inputs(images)
@@ -117,7 +111,7 @@ def openvino_network(path, threads=1, precision="float32"):
 def test_openvino_beside_pytorch(weights, name):
     path = weights / name
     network = openvino_network(path)
-    images = torch.from_numpy(crops_of_the_portrait(6, 64))
+    images = torch.from_numpy(portrait_crops(6, 64))
     if name == "clip":
         images = images.view(2, 3, 64, 64, 3)
     reference = TorchNetwork(*load_classifier(path), CPU, "float32")
@@ -134,7 +128,7 @@ def test_a_network_is_converted_once_and_again_where_the_copy_is_damaged(
     weights, tmp_path, monkeypatch
 ):
     path = Path(shutil.copy(weights / "one", tmp_path))
-    images = torch.from_numpy(crops_of_the_portrait(2, 64))
+    images = torch.from_numpy(portrait_crops(2, 64))
     first = openvino_network(path)(images)
     calls = []
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage
 import torch
 import yaml
 
@@ -24,6 +23,7 @@ from inference.members import (
 )
 from inference.submission import video_label, write_faces
 from runtime.cli import UserError
+from tests.conftest import portrait_crops
 from training.checkpoint import load_classifier
 from training.config import read_settings
 from training.model import Normalize
@@ -35,9 +35,7 @@ TOTAL = 20  # frames of the made video
 @pytest.fixture(scope="module")
 def faces():
     """Two faces in each of ten frames; the second is larger in every third frame."""
-    image, rng = skimage.data.astronaut(), np.random.default_rng(0)
-    places = rng.integers(0, len(image) - 64, (20, 2))
-    images = np.stack([image[y : y + 64, x : x + 64] for y, x in places])
+    images = portrait_crops(20, 64, seed=0)
     frames = [frame for frame in range(0, TOTAL, 2) for _ in range(2)]
     boxes = [(0, 0, 30, 30), (50, 0, 70, 20)] * 10
     for frame in range(1, 20, 6):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import skimage
 import torch
 from torch.nn import functional
 
 from runtime.cli import UserError
+from tests.conftest import portrait_crops
 from training.checkpoint import load_classifier, save_checkpoint
 from training.config import Config, InputSettings
 from training.distributed import World
@@ -27,18 +27,10 @@ def trainer_of(**settings):
     return Trainer.build(config, World(0, 1, torch.device("cpu")), "none", seed=1)
 
 
-def crops_of_the_portrait(count):
-    """Crops as those for which the checkpoints' logits are moderate."""
-    image, rng = skimage.data.astronaut(), np.random.default_rng(3)
-    places = rng.integers(0, len(image) - 64, (count, 2))
-    crops = [image[y : y + 64, x : x + 64] for y, x in places]
-    return torch.from_numpy(np.stack(crops))
-
-
 @pytest.fixture(scope="module")
 def batch():
     return {
-        "image": crops_of_the_portrait(4),
+        "image": torch.from_numpy(portrait_crops(4, 64)),
         "label": torch.tensor([0.0, 1.0, 0.0, 1.0]),
     }
 
@@ -111,7 +103,7 @@ def test_teachers_of_clips_need_a_student_of_the_same_clips(tmp_path, checkpoint
     with pytest.raises(UserError, match="sees clips of 3 frames 0.1 s apart"):
         Teachers([str(path)], InputSettings(size=64))
     teachers = Teachers([str(path), str(checkpoints / "one")], InputSettings(**clips))
-    images = crops_of_the_portrait(6).view(2, 3, 64, 64, 3)
+    images = torch.from_numpy(portrait_crops(6, 64)).view(2, 3, 64, 64, 3)
     model, own = load_classifier(path)
     with torch.inference_mode():
         clip = model(Normalize(own.mean, own.std)(images)).numpy()

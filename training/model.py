@@ -199,7 +199,7 @@ def _make_encoder(name: str, pretrained: str, drop_path_rate: float) -> nn.Modul
     if pretrained == "package":
         _load_package_weights(encoder, name)
     elif pretrained not in ("hub", "none"):
-        _load_encoder_weights(encoder, Path(pretrained))
+        load_encoder_weights(encoder, Path(pretrained))
     return encoder
 
 
@@ -293,7 +293,7 @@ def _load_package_weights(encoder: nn.Module, name: str) -> None:
     encoder.load_state_dict(found)
 
 
-def _load_encoder_weights(encoder: nn.Module, path: Path) -> None:
+def load_encoder_weights(encoder: nn.Module, path: Path) -> None:
     """Load a file of the encoder's own weights; a classifier that is not used is left."""
     if not path.is_file():
         raise UserError(

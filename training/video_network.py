@@ -9,9 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from runtime.cli import UserError, one_line
-from training.model import VIDEO_NETWORKS, DeepFakeClassifier, download_failed
-from training.weights_file import read_weights
+from runtime.cli import UserError
+from training.model import (
+    VIDEO_NETWORKS,
+    DeepFakeClassifier,
+    download_failed,
+    load_encoder_weights,
+)
 
 NAMES = ("r2plus1d_18", "mc3_18", "r3d_18")
 
@@ -44,7 +48,7 @@ class VideoClassifier(DeepFakeClassifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,) of (N * T, 3, S, S), the T frames of a clip in a row."""
-        return self.fc(self.dropout(self.pool(self.features(images)))).squeeze(1)
+        return self.frame_logits(images)
 
     def features(self, images: Tensor) -> Tensor:
         """The encoder's features of such images, (N, C, t, h, w)."""
@@ -75,16 +79,5 @@ def _make_encoder(name: str, pretrained: str) -> Any:
     except OSError as error:
         raise UserError(download_failed(name, error)) from error
     if pretrained not in ("hub", "none"):
-        path = Path(pretrained)
-        if not path.is_file():
-            raise UserError(
-                f"pretrained: {path}: no such file; give `hub`, `none` or a file of "
-                "encoder weights"
-            )
-        try:
-            encoder.load_state_dict(read_weights(path))
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"pretrained: {path}: not weights of {name} ({one_line(error)})"
-            ) from error
+        load_encoder_weights(encoder, Path(pretrained))
     return encoder
