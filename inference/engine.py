@@ -3,6 +3,8 @@
 OpenVINO runs the same network with fused layers. A network is converted once (seconds)
 and kept in a folder `.openvino` beside its checkpoint, named by the checkpoint's hash.
 
+An ONNX file of `inference.export` is run by OpenVINO too, else by ONNX Runtime.
+
 Each call runs in one thread, so that a score does not depend on their number.
 """
 
@@ -17,16 +19,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from inference.members import Engine
-from runtime.cli import MachineError
+from runtime.cli import MachineError, UserError, one_line
 from runtime.files import atomic_folder
+from training.checkpoint import load_classifier
 from training.config import InputSettings
 from training.model import DeepFakeClassifier, Normalize, to_channels_last
 
 CACHE = ".openvino"
-FORM = 1  # of the converted networks; another one is converted anew
+FORM = 2  # of the converted networks; another one is converted anew
+ONNX = ".onnx"
+INPUT_KEY = "dfdc.input"  # an ONNX file's metadata: the input settings as JSON
 Network = Callable[[Tensor], Tensor]
 
 
@@ -67,6 +73,31 @@ def _has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def load_network(
+    path: Path, device: torch.device, engine: Engine, threads: int
+) -> tuple[Network, InputSettings]:
+    """Load a checkpoint or ONNX file for an engine that `resolve` has given.
+
+    Args:
+        threads: how many call the network at a time.
+
+    Returns:
+        the network, from images (N, S, S, 3) or clips (N, T, S, S, 3) uint8 RGB to
+        logits (N,), and its input settings.
+
+    Raises:
+        UserError: the file is no network of this project.
+        MachineError: it cannot be run here.
+    """
+    if engine.name == "openvino":
+        folder = path if path.suffix == ONNX else _converted(path)
+        return openvino_network(folder, engine.precision, threads)
+    if path.suffix == ONNX:
+        return onnx_network(path, device, engine.precision)
+    model, settings = load_classifier(path)
+    return TorchNetwork(model, settings, device, engine.precision), settings
+
+
 class TorchNetwork:
     """A network in PyTorch.
 
@@ -105,7 +136,8 @@ class PackedNetwork(nn.Module):
         self.normalize = Normalize(settings.mean, settings.std)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(self.normalize(images))
+        dtype = next(self.model.parameters()).dtype
+        return self.model(self.normalize(images).to(dtype)).float()
 
 
 def input_shape(settings: InputSettings, count: int) -> list[int]:
@@ -114,64 +146,125 @@ def input_shape(settings: InputSettings, count: int) -> list[int]:
     return [count, *clip, settings.size, settings.size, 3]
 
 
-class OpenVinoNetwork:
+def openvino_network(
+    path: Path, precision: str, threads: int
+) -> tuple[Network, InputSettings]:
     """A network in OpenVINO; safe to call from several threads.
 
     Args:
-        checkpoint: of the model.
-        threads: how many call it at a time.
+        path: an ONNX file, or the folder of a converted network.
     """
+    import openvino
 
-    def __init__(
-        self,
-        model: DeepFakeClassifier,
-        settings: InputSettings,
-        checkpoint: Path,
-        precision: str,
-        threads: int,
-    ):
-        import openvino
+    hints = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+    }
+    is_folder = path.is_dir()
+    try:
+        network = openvino.Core().read_model(
+            path / "network.xml" if is_folder else path
+        )
+        key = ["framework", INPUT_KEY]
+        if is_folder:
+            text = (path / "settings.json").read_text()
+        else:
+            text = (
+                network.get_rt_info(key).astype(str) if network.has_rt_info(key) else ""
+            )
+        settings = _settings(path, text)
+        compiled = openvino.compile_model(network, "CPU", hints)
+    except RuntimeError as error:
+        raise UserError(f"{path}: OpenVINO cannot run it: {one_line(error)}") from error
+    own = threading.local()
 
-        path = _converted(model, settings, checkpoint)
-        hints = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": threads,
-            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[
-                precision
-            ],
-        }
-        network = openvino.Core().read_model(path)
-        self._compiled = openvino.compile_model(network, "CPU", hints)
-        self._own = threading.local()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """The logits (N,) of images (N, S, S, 3) or clips (N, T, S, S, 3) uint8 RGB."""
-        if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
-        (logits,) = self._own.request.infer([images.numpy()]).values()
+    def run(images: Tensor) -> Tensor:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        (logits,) = own.request.infer([images.numpy()]).values()
         return torch.from_numpy(logits.copy())
 
+    return run, settings
 
-def _converted(
-    model: DeepFakeClassifier, settings: InputSettings, checkpoint: Path
-) -> Path:
-    """The converted network on disk, made if there is none or it is damaged."""
+
+def onnx_network(
+    path: Path, device: torch.device, precision: str
+) -> tuple[Network, InputSettings]:
+    """An ONNX file in ONNX Runtime; safe to call from several threads."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError(
+            f"{path}: an ONNX file needs OpenVINO or ONNX Runtime; "
+            "pip install -r requirements-onnx.txt -c constraints.txt"
+        ) from error
+    if precision == "bfloat16":
+        raise MachineError(
+            f"{path}: ONNX Runtime has the file's own precision; leave --precision out"
+        )
+    on_gpu = device.type == "cuda"
+    if on_gpu and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise MachineError(
+            f"{path}: this ONNX Runtime has no GPU; pip install onnxruntime-gpu, or give "
+            "--device cpu"
+        )
+    providers: list = ["CPUExecutionProvider"]
+    if on_gpu:
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # its errors have no common class
+        raise UserError(
+            f"{path}: ONNX Runtime cannot run it: {one_line(error)}"
+        ) from error
+    metadata = session.get_modelmeta().custom_metadata_map
+
+    def run(images: Tensor) -> Tensor:
+        name = session.get_inputs()[0].name
+        (logits,) = session.run(None, {name: images.numpy()})
+        return torch.from_numpy(logits)
+
+    return run, _settings(path, metadata.get(INPUT_KEY, ""))
+
+
+def _settings(path: Path, text: str) -> InputSettings:
+    """The input settings that come with a network, as JSON."""
+    try:
+        return InputSettings.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: holds no input settings of this project; export it by "
+            "`python -m inference.export`"
+        ) from error
+
+
+def _converted(checkpoint: Path) -> Path:
+    """The folder of the converted network, made if there is none or it is damaged.
+
+    Raises:
+        UserError: as `load_classifier`.
+    """
     import openvino
 
     version = openvino.__version__.partition("-")[0]
     name = f"{_hash(checkpoint)[:16]}_{version}_{FORM}"
-    for place in (checkpoint.parent / CACHE, _user_cache()):
-        folder = place / name
+    places = [checkpoint.parent / CACHE / name, _user_cache() / name]
+    for folder in places:
         if _is_whole(folder):
-            return folder / "network.xml"
+            return folder
+    loaded = load_classifier(checkpoint)
+    for folder in places:
         try:
             shutil.rmtree(folder, ignore_errors=True)
             with atomic_folder(folder) as temporary:
-                _convert(model, settings, temporary)
+                _convert(*loaded, temporary)
         except (OSError, MachineError):  # a read-only or full disk: the next place
             pass
         if _is_whole(folder):  # perhaps by another process
-            return folder / "network.xml"
+            return folder
     raise MachineError(
         f"{checkpoint.parent / CACHE}: cannot be written, nor {_user_cache()}; free some "
         "space, or give --engine torch"
@@ -188,6 +281,7 @@ def _convert(model: DeepFakeClassifier, settings: InputSettings, folder: Path) -
         network = openvino.convert_model(packed, example_input=example)
     network.reshape(input_shape(settings, -1))
     openvino.save_model(network, folder / "network.xml", compress_to_fp16=False)
+    (folder / "settings.json").write_text(settings.model_dump_json())
     sums = {path.name: _hash(path) for path in folder.iterdir()}
     (folder / "sums.json").write_text(json.dumps(sums))
 

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +18,7 @@ import torch
 from torch import Tensor
 
 from inference.aggregate import TOP_FACES, top_faces
-from inference.engine import (
-    Network,
-    OpenVinoNetwork,
-    TorchNetwork,
-    resolve,
-)
+from inference.engine import ONNX, TorchNetwork, load_network, resolve
 from inference.extraction import (
     ClipInput,
     FramePlan,
@@ -111,25 +106,16 @@ class Ensemble:
             torch.get_num_threads(), initializer=partial(torch.set_num_threads, 1)
         )
         self._in_batches = self._on_gpu if on_gpu else self._on_cpu
-        loaded = [load_classifier(path) for path in paths]
+        loaded = [
+            load_network(path, self.device, engine, torch.get_num_threads())
+            for path in paths
+        ]
+        self._networks = [network for network, _ in loaded]
+        self._precision = engine.precision
         self.settings = [
             _as_member(settings, member)
             for (_, settings), member in zip(loaded, members)
         ]
-        # heatmaps and residuals need the first one in PyTorch
-        self._first = TorchNetwork(*loaded[0], self.device, engine.precision)
-        self._networks: list[Network] = [self._first]
-        if engine.name == "openvino":
-            threads = torch.get_num_threads()
-            self._networks = [
-                OpenVinoNetwork(model, settings, path, engine.precision, threads)
-                for (model, settings), path in zip(loaded, paths)
-            ]
-        else:
-            self._networks += [
-                TorchNetwork(model, settings, self.device, engine.precision)
-                for model, settings in loaded[1:]
-            ]
         self._plans = [
             FramePlan(settings.frames_per_video, member.every)
             for settings, member in zip(self.settings, members)
@@ -142,6 +128,19 @@ class Ensemble:
             [*dict.fromkeys(self._plans)],
             self._common_clips(paths),
         )
+
+    @cached_property
+    def _first(self) -> TorchNetwork:
+        """The first network in PyTorch, which heatmaps and residuals need."""
+        if isinstance(self._networks[0], TorchNetwork):
+            return self._networks[0]
+        path = Path(self.members[0].checkpoint)
+        if path.suffix == ONNX:
+            raise UserError(
+                f"--grad-cam: {path.name} is an ONNX file; put a checkpoint first, or "
+                "leave --grad-cam out"
+            )
+        return TorchNetwork(*load_classifier(path), self.device, self._precision)
 
     def _common_clips(self, paths: Sequence[Path]) -> ClipInput | None:
         """The clips, which all clip networks must agree on."""

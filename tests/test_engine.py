@@ -1,7 +1,8 @@
-"""Engines and precisions: what is chosen where, OpenVINO beside PyTorch, its cache."""
+"""Engines and precisions: what is chosen where; OpenVINO and ONNX files beside PyTorch."""
 
 import csv
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from inference import engine as engines
-from inference import predict
-from inference.engine import OpenVinoNetwork, PackedNetwork, TorchNetwork, resolve
+from inference import export, predict
+from inference.engine import PackedNetwork, TorchNetwork, load_network, resolve
 from inference.ensemble import Ensemble
 from inference.extraction import VideoFaces
 from inference.members import Engine, Member
-from runtime.cli import MachineError
+from runtime.cli import MachineError, UserError
 from tests.conftest import portrait_crops
 from training.checkpoint import load_classifier, save_checkpoint
 from training.config import Config
@@ -104,7 +105,9 @@ def weights(checkpoints, tmp_path_factory):
 
 def openvino_network(path, threads=1, precision="float32"):
     pytest.importorskip("openvino")
-    return OpenVinoNetwork(*load_classifier(path), path, precision, threads)
+    network, settings = load_network(path, CPU, Engine("openvino", precision), threads)
+    assert path.suffix == ".onnx" or settings == load_classifier(path)[1]
+    return network
 
 
 @pytest.mark.parametrize("name", ["one", "clip", "attention"])
@@ -184,3 +187,128 @@ def test_scores_do_not_depend_on_threads_and_are_those_of_pytorch(
         labels[name] = row["label"]
     assert labels["one"] == labels["two"] != labels["torch"]
     assert float(labels["one"]) == pytest.approx(float(labels["torch"]), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def exported(weights):
+    """A function that exports a checkpoint once, and gives the ONNX file beside it."""
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+
+    def export_once(name, precision="float32"):
+        output = weights / f"{name}_{precision}.onnx"
+        if not output.exists():
+            arguments = ["--model", weights / name, "--output", output]
+            arguments += ["--precision", precision]
+            assert export.main([str(each) for each in arguments]) == 0
+        return output
+
+    return export_once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("one", "float32"), ("clip", "float32"), ("clip", "float16")],
+)
+def test_an_onnx_file_gives_the_answers_of_its_checkpoint(
+    weights, exported, name, precision
+):
+    path = exported(name, precision)
+    network, settings = load_network(path, CPU, Engine("torch", "float32"), threads=1)
+    model, expected_settings = load_classifier(weights / name)
+    assert settings == expected_settings
+    images = torch.from_numpy(portrait_crops(6, 64))
+    if name == "clip":
+        images = images.view(2, 3, 64, 64, 3)
+    with torch.inference_mode():
+        expected = TorchNetwork(model, settings, CPU, "float32")(images)
+    tolerance = 1e-5 if precision == "float32" else 5e-3
+    assert expected.std() > 1e-3
+    for count in (len(images), 1):  # any number of images
+        ours = torch.sigmoid(network(images[:count]))
+        theirs = torch.sigmoid(expected[:count])
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+def test_openvino_reads_an_onnx_file_too(weights, exported):
+    images = torch.from_numpy(portrait_crops(6, 64))
+    expected = openvino_network(weights / "one")(images)
+    ours = openvino_network(exported("one"))(images)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+def test_an_onnx_file_that_would_differ_is_not_written(weights, tmp_path, exported):
+    packed = export._to_onnx
+
+    def damaged(network, images):
+        with torch.no_grad():
+            network.model.fc.bias += 0.01
+        return packed(network, images)
+
+    model, settings = load_classifier(weights / "one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_to_onnx", damaged)
+        with pytest.raises(UserError, match="differ from PyTorch's by 0.00"):
+            export.export(model, settings, tmp_path / "model.onnx", "float32")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+def test_prediction_with_an_onnx_file(weights, exported, dfdc, tmp_path, capsys):
+    """Beside a checkpoint: the same faces and, nearly, scores; no heatmaps."""
+    path = exported("one")
+    video = next((dfdc / "dfdc_train_part_3").glob("*.mp4"))
+    arguments = [
+        *(
+            "--test-dir",
+            video,
+            "--weights-dir",
+            weights,
+            "--output",
+            tmp_path / "s.csv",
+        ),
+        *("--workers", "0", "--device", "cpu", "--faces-csv", tmp_path / "faces.csv"),
+    ]
+    arguments = [str(each) for each in arguments]
+    assert predict.main([*arguments, "--models", path.name, "one"]) == 0
+    with open(tmp_path / "faces.csv") as file:
+        rows = [*csv.DictReader(file)]
+    scores = {
+        model: [float(row["probability"]) for row in rows if row["model"] == model]
+        for model in (path.name, "one")
+    }
+    assert len(scores["one"]) == len(rows) / 2 > 0
+    assert scores[path.name] == pytest.approx(scores["one"], abs=1e-5)
+    report = ["--report", str(tmp_path / "report"), "--grad-cam", "1"]
+    with pytest.raises(
+        UserError, match="one_float32.onnx is an ONNX file; put a check"
+    ):
+        predict.main([*arguments, "--models", path.name, *report])
+
+
+def test_files_that_are_no_exported_networks(tmp_path, exported):
+    onnx = pytest.importorskip("onnx")
+    broken, other = tmp_path / "broken.onnx", tmp_path / "other.onnx"
+    broken.write_bytes(b"no network")
+    model = onnx.load(exported("one"))
+    del model.metadata_props[:]
+    onnx.save(model, other)
+    with pytest.raises(UserError, match="broken.onnx: ONNX Runtime cannot run it"):
+        load_network(broken, CPU, Engine("torch", "float32"), threads=1)
+    with pytest.raises(UserError, match="other.onnx: holds no input settings"):
+        load_network(other, CPU, Engine("torch", "float32"), threads=1)
+    with pytest.raises(MachineError, match="the file's own precision"):
+        load_network(exported("one"), CPU, Engine("torch", "bfloat16"), threads=1)
+
+
+def test_packages_that_are_not_there_are_named(weights, tmp_path, monkeypatch):
+    for package in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MachineError, match="pip install -r requirements-onnx.txt"):
+        export.export(*load_classifier(weights / "one"), tmp_path / "m.onnx", "float32")
+    with pytest.raises(MachineError, match="needs OpenVINO or ONNX Runtime; pip"):
+        load_network(tmp_path / "m.onnx", CPU, Engine("torch", "float32"), threads=1)
+    arguments = ["--model", str(weights / "one"), "--output", str(tmp_path / "model")]
+    with pytest.raises(UserError, match="must end in .onnx"):
+        export.main(arguments)
