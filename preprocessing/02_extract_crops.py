@@ -13,10 +13,16 @@ Method: the winner's: a fake is cropped with its original's boxes, doubled, trun
 from functools import partial
 from pathlib import Path
 
-from preprocessing.crops import crop_face, write_image
+from preprocessing.crops import write_crops
 from preprocessing.dataset import Video
 from preprocessing.layout import crops_dir
-from preprocessing.pairs import FRAME_STEP, fit_frame, match_original, read_boxes
+from preprocessing.pairs import (
+    FRAME_STEP,
+    fit_frame,
+    match_original,
+    no_face,
+    read_boxes,
+)
 from preprocessing.step import open_dataset, run_step, step_parser
 from preprocessing.video import probe, read_frames
 from runtime.cli import UserError, run_main
@@ -41,7 +47,7 @@ def extract_crops(video: Video, root: Path) -> None:
     if not video.has_own_boxes:  # its original may be longer
         boxes = {number: each for number, each in boxes.items() if number < info.frames}
     if not boxes:
-        skipped.append(f"no face found in {len(detections)} frames")
+        skipped.append(no_face(len(detections)))
     expected = len(range(0, info.frames, FRAME_STEP))
     if video.has_own_boxes and len(detections) < expected:
         skipped.append(
@@ -51,17 +57,7 @@ def extract_crops(video: Video, root: Path) -> None:
     with atomic_folder(crops_dir(root, video.name), skipped) as folder:
         for number, frame in read_frames(video.path, sorted(boxes), info):
             decoded += 1
-            frame = fit_frame(frame, fit)
-            for actor, box in enumerate(boxes[number]):
-                crop = crop_face(frame, box)
-                if crop.size:
-                    write_image(folder / f"{number}_{actor}.png", crop)
-                else:
-                    height, width = frame.shape[:2]
-                    skipped.append(
-                        f"frame {number}, face {actor}: "
-                        f"outside the {width}x{height} frame, no crop"
-                    )
+            skipped += write_crops(folder, number, fit_frame(frame, fit), boxes[number])
         if boxes and not decoded:
             raise UserError(
                 f"{video.path}: none of the frames with a face could be decoded"

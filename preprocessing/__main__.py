@@ -3,7 +3,8 @@ only with --clips.
 
     python -m preprocessing --root-dir DATA
 
-The workers import modules and load networks only once.
+The workers import modules and load networks only once, and steps 1 and 2 decode a REAL
+video once.
 
 Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}, or another data set (--dataset)
 Writes DATA/{boxes, crops, clips, landmarks, diffs, folds.csv, failures.csv, shards}; see the
@@ -20,16 +21,17 @@ from runtime.device import add_device_option
 from runtime.executor import executor_arguments, executor_options, persistent_workers
 
 PACK_STEP = "06_pack_shards"
+DETECTION_STEP = "01_detect_faces"
 LANDMARK_STEP = "03_extract_landmarks"
 CLIP_STEP = "02_extract_clips"
 STEPS = (
-    "01_detect_faces",
+    DETECTION_STEP,
     "02_extract_crops",
     LANDMARK_STEP,
     "04_make_diffs",
     "05_make_folds",
 )
-DETECTOR_STEPS = ("01_detect_faces", LANDMARK_STEP)  # have a --device option
+DETECTOR_STEPS = (DETECTION_STEP, LANDMARK_STEP)  # have a --device option
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,10 +70,12 @@ def main(argv: list[str] | None = None) -> int:
         steps.append(PACK_STEP)
     with persistent_workers(executor_options(options)):
         for step in steps:
-            device = ["--device", options.device] if step in DETECTOR_STEPS else []
-            landmarks = ["--landmarks", options.landmarks]
-            landmarks += ["--points", str(options.points)]
-            own = device + (landmarks if step == LANDMARK_STEP else [])
+            own = ["--device", options.device] if step in DETECTOR_STEPS else []
+            if step == DETECTION_STEP:
+                own += ["--with-crops"]
+            if step == LANDMARK_STEP:
+                own += ["--landmarks", options.landmarks]
+                own += ["--points", str(options.points)]
             step_main = import_module(f"preprocessing.{step}").main
             if status := step_main([*map(str, common), *own]):
                 print(

@@ -139,6 +139,31 @@ def write_image(path: Path, image: np.ndarray) -> None:
     path.write_bytes(data.data)
 
 
+def write_crops(
+    folder: Path, number: int, frame: np.ndarray, boxes: Sequence[Sequence[float]]
+) -> list[str]:
+    """Write the crops of one frame, {number}_{actor}.png, as `write_image` does.
+
+    Args:
+        boxes: of its faces, as for `crop_face`.
+
+    Returns:
+        skip reasons of those that are missing.
+    """
+    skipped = []
+    for actor, box in enumerate(boxes):
+        crop = crop_face(frame, box)
+        if crop.size:
+            write_image(folder / f"{number}_{actor}.png", crop)
+        else:
+            height, width = frame.shape[:2]
+            skipped.append(
+                f"frame {number}, face {actor}: "
+                f"outside the {width}x{height} frame, no crop"
+            )
+    return skipped
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array as a .npy file. Not atomic either.
 

@@ -72,6 +72,11 @@ def read_boxes(root: Path, video: Video) -> dict[int, list[list[float]] | None]:
     return {number: each for number, each in boxes.items() if number % FRAME_STEP == 0}
 
 
+def no_face(searched: int) -> str:
+    """The skip reason of a video without a face in so many frames."""
+    return f"no face found in {searched} frames"
+
+
 def match_original(
     video: Video, info: VideoInfo, boxes: dict[int, list[list[float]]]
 ) -> tuple[Fit | None, list[str]]:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,35 @@ def part(root: Path, number: int, entries: dict[str, dict]) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_as_step_by_step(root: Path, folder: Path) -> None:
+    """Steps 1 and 2, which decode a video once in one program, wrote what they write
+    as programs of their own: crops, boxes and reasons.
+    """
+    for videos in root.glob("dfdc_train_part_*"):
+        shutil.copytree(videos, folder / videos.name, symlinks=True)
+    arguments = ["--root-dir", str(folder), "--max-failures", "1", *LIMITS]
+    for name in ("01_detect_faces", "02_extract_crops"):
+        assert import_module(f"preprocessing.{name}").main(arguments) == 0
+    for name in ("boxes", "crops"):
+        assert content(root / name) == content(folder / name) != {}
+    both = [
+        [
+            {**row, "file": Path(row["file"]).name}
+            for row in read(each / "failures.csv")
+            if row["step"][0] in "12"
+        ]
+        for each in (root, folder)
+    ]
+    for row in both[0] + both[1]:
+        row["reason"] = re.sub(r"/\S+/", "", row["reason"])
+    assert both[0] == both[1] != []
 
 
 def failure_reasons(root: Path) -> dict[str, list[str]]:
@@ -118,6 +147,7 @@ def test_preprocessing_of_every_kind_of_bad_video(corpus, tmp_path):
         for target in (reals / name, fakes / f"fake {name}"):
             target.symlink_to(corpus / name)
     preprocess(root)
+    assert_as_step_by_step(root, tmp_path / "steps")
     reasons = failure_reasons(root)
     crops = {
         path.name: len(list(path.glob("*.png"))) for path in (root / "crops").iterdir()
@@ -184,6 +214,7 @@ def test_preprocessing_of_videos_damaged_at_random(damaged, tmp_path):
         for name in videos:
             (folder / name).symlink_to(damaged / name)
     preprocess(root)
+    assert_as_step_by_step(root, tmp_path / "steps")
     (damaged / "other.mp4").unlink()
     reasons, counts = failure_reasons(root), Counter()
     for name in reals + fakes:
