@@ -517,7 +517,13 @@ def _make_parser() -> argparse.ArgumentParser:
         "--recipe-file", type=Path, default=RECIPES, help="names and their settings"
     )
     parser.add_argument(
-        "--seeds", nargs="+", action="extend", type=int, default=[1], metavar="N"
+        "--seeds",
+        nargs="+",
+        action="extend",
+        type=int,
+        default=[1],
+        metavar="N",
+        help="one training each",
     )
     parser.add_argument(
         "--techniques",
