@@ -3,7 +3,8 @@
 OpenVINO runs the same network with fused layers. A network is converted once (seconds)
 and kept in a folder `.openvino` beside its checkpoint, named by the checkpoint's hash.
 
-An ONNX file of `inference.export` is run by OpenVINO too, else by ONNX Runtime.
+An ONNX file of `inference.export` is run by OpenVINO too where it is the engine, else by
+ONNX Runtime.
 
 Each call runs in one thread, so that a score does not depend on their number.
 """
@@ -17,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -33,6 +35,7 @@ CACHE = ".openvino"
 FORM = 2  # of the converted networks; another one is converted anew
 ONNX = ".onnx"
 INPUT_KEY = "dfdc.input"  # an ONNX file's metadata: the input settings as JSON
+INSTALL_ONNX = "pip install -r requirements-onnx.txt -c constraints.txt"
 Network = Callable[[Tensor], Tensor]
 
 
@@ -89,11 +92,20 @@ def load_network(
         UserError: the file is no network of this project.
         MachineError: it cannot be run here.
     """
-    if engine.name == "openvino":
-        folder = path if path.suffix == ONNX else _converted(path)
-        return openvino_network(folder, engine.precision, threads)
     if path.suffix == ONNX:
-        return onnx_network(path, device, engine.precision)
+        settings = read_onnx(path)
+        if engine.name == "openvino":
+            return openvino_network(path, engine.precision, threads), settings
+        if engine.precision == "bfloat16":
+            raise MachineError(
+                f"{path}: ONNX Runtime has the file's own precision; leave --precision "
+                "out"
+            )
+        return onnx_network(path, device), settings
+    if engine.name == "openvino":
+        folder, settings = _converted(path)
+        network = openvino_network(folder / "network.xml", engine.precision, threads)
+        return network, settings
     model, settings = load_classifier(path)
     return TorchNetwork(model, settings, device, engine.precision), settings
 
@@ -146,13 +158,11 @@ def input_shape(settings: InputSettings, count: int) -> list[int]:
     return [count, *clip, settings.size, settings.size, 3]
 
 
-def openvino_network(
-    path: Path, precision: str, threads: int
-) -> tuple[Network, InputSettings]:
+def openvino_network(path: Path, precision: str, threads: int) -> Network:
     """A network in OpenVINO; safe to call from several threads.
 
     Args:
-        path: an ONNX file, or the folder of a converted network.
+        path: an ONNX file, or the .xml file of a converted network.
     """
     import openvino
 
@@ -161,22 +171,12 @@ def openvino_network(
         "NUM_STREAMS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
     }
-    is_folder = path.is_dir()
     try:
-        network = openvino.Core().read_model(
-            path / "network.xml" if is_folder else path
-        )
-        key = ["framework", INPUT_KEY]
-        if is_folder:
-            text = (path / "settings.json").read_text()
-        else:
-            text = (
-                network.get_rt_info(key).astype(str) if network.has_rt_info(key) else ""
-            )
-        settings = _settings(path, text)
-        compiled = openvino.compile_model(network, "CPU", hints)
+        compiled = openvino.compile_model(path, "CPU", hints)
     except RuntimeError as error:
-        raise UserError(f"{path}: OpenVINO cannot run it: {one_line(error)}") from error
+        raise UserError(
+            f"{path}: OpenVINO cannot run it ({one_line(error)}); give --engine torch"
+        ) from error
     own = threading.local()
 
     def run(images: Tensor) -> Tensor:
@@ -185,64 +185,111 @@ def openvino_network(
         (logits,) = own.request.infer([images.numpy()]).values()
         return torch.from_numpy(logits.copy())
 
-    return run, settings
+    return run
 
 
-def onnx_network(
-    path: Path, device: torch.device, precision: str
-) -> tuple[Network, InputSettings]:
+def read_onnx(path: Path) -> InputSettings:
+    """Check an ONNX file, which may come from a stranger, and read its input settings.
+
+    Raises:
+        UserError: it is no file of `inference.export`.
+        MachineError: the package onnx is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MachineError(
+            f"{path}: an ONNX file needs onnx; {INSTALL_ONNX}"
+        ) from error
+    remedy = "export it by `python -m inference.export`"
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # its errors have no common class
+        raise UserError(f"{path}: is no ONNX file; {remedy}") from error
+    if _has_external_data(model):
+        raise UserError(f"{path}: asks for data from other files, which is refused")
+    metadata = {each.key: each.value for each in model.metadata_props}
+    try:
+        settings = InputSettings.model_validate_json(metadata.get(INPUT_KEY, ""))
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: holds no input settings of this version; {remedy}"
+        ) from error
+    types = onnx.TensorProto
+    found = [_describe(each) for each in (*model.graph.input, *model.graph.output)]
+    expected = [(types.UINT8, input_shape(settings, -1)), (types.FLOAT, [-1])]
+    if found != expected:
+        raise UserError(f"{path}: has other inputs or outputs; {remedy}")
+    return settings
+
+
+def _describe(value: Any) -> tuple[int, list[int]]:
+    """Type and shape of an onnx.ValueInfoProto; -1 for any number."""
+    tensor = value.type.tensor_type
+    return tensor.elem_type, [each.dim_value or -1 for each in tensor.shape.dim]
+
+
+def _has_external_data(message: Any) -> bool:
+    """Whether a tensor of a protocol buffer lies in another file, of any path."""
+    for field, value in message.ListFields():
+        if field.name == "external_data":
+            return True
+        if field.message_type is not None:
+            parts = [value] if hasattr(value, "ListFields") else value
+            if any(_has_external_data(part) for part in parts):
+                return True
+    return False
+
+
+def onnx_network(path: Path, device: torch.device) -> Network:
     """An ONNX file in ONNX Runtime; safe to call from several threads."""
     try:
         import onnxruntime
     except ImportError as error:
         raise MachineError(
-            f"{path}: an ONNX file needs OpenVINO or ONNX Runtime; "
-            "pip install -r requirements-onnx.txt -c constraints.txt"
+            f"{path}: an ONNX file needs OpenVINO or ONNX Runtime; {INSTALL_ONNX}"
         ) from error
-    if precision == "bfloat16":
-        raise MachineError(
-            f"{path}: ONNX Runtime has the file's own precision; leave --precision out"
-        )
     on_gpu = device.type == "cuda"
-    if on_gpu and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise MachineError(
-            f"{path}: this ONNX Runtime has no GPU; pip install onnxruntime-gpu, or give "
-            "--device cpu"
-        )
     providers: list = ["CPUExecutionProvider"]
     if on_gpu:
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        # the exhaustive search, its default, may choose differently from run to run
+        choices = {
+            "device_id": device.index or 0,
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        providers.insert(0, ("CUDAExecutionProvider", choices))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # its errors have no common class
         raise UserError(
-            f"{path}: ONNX Runtime cannot run it: {one_line(error)}"
+            f"{path}: ONNX Runtime cannot run it ({one_line(error)}); export it again"
         ) from error
-    metadata = session.get_modelmeta().custom_metadata_map
+    if on_gpu and "CUDAExecutionProvider" not in session.get_providers():
+        raise MachineError(
+            f"{path}: ONNX Runtime finds no GPU; give the checkpoint, or --device cpu, or "
+            "uninstall onnxruntime and install an onnxruntime-gpu for this CUDA"
+        )
+    name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
-        name = session.get_inputs()[0].name
-        (logits,) = session.run(None, {name: images.numpy()})
+        try:
+            (logits,) = session.run(None, {name: images.numpy()})
+        except Exception as error:
+            raise MachineError(
+                f"{path}: ONNX Runtime failed on {device} ({one_line(error)}); give the "
+                "checkpoint in its place"
+            ) from error
         return torch.from_numpy(logits)
 
-    return run, _settings(path, metadata.get(INPUT_KEY, ""))
+    return run
 
 
-def _settings(path: Path, text: str) -> InputSettings:
-    """The input settings that come with a network, as JSON."""
-    try:
-        return InputSettings.model_validate_json(text)
-    except ValidationError as error:
-        raise UserError(
-            f"{path}: holds no input settings of this project; export it by "
-            "`python -m inference.export`"
-        ) from error
-
-
-def _converted(checkpoint: Path) -> Path:
-    """The folder of the converted network, made if there is none or it is damaged.
+def _converted(checkpoint: Path) -> tuple[Path, InputSettings]:
+    """The folder of the converted network, made if there is none or it is damaged, and
+    the input settings.
 
     Raises:
         UserError: as `load_classifier`.
@@ -250,11 +297,12 @@ def _converted(checkpoint: Path) -> Path:
     import openvino
 
     version = openvino.__version__.partition("-")[0]
-    name = f"{_hash(checkpoint)[:16]}_{version}_{FORM}"
+    defaults = hashlib.sha256(InputSettings().model_dump_json().encode()).hexdigest()
+    name = f"{_hash(checkpoint)[:16]}_{version}_{FORM}_{defaults[:8]}"
     places = [checkpoint.parent / CACHE / name, _user_cache() / name]
     for folder in places:
-        if _is_whole(folder):
-            return folder
+        if settings := _read_whole(folder):
+            return folder, settings
     loaded = load_classifier(checkpoint)
     for folder in places:
         try:
@@ -263,8 +311,8 @@ def _converted(checkpoint: Path) -> Path:
                 _convert(*loaded, temporary)
         except (OSError, MachineError):  # a read-only or full disk: the next place
             pass
-        if _is_whole(folder):  # perhaps by another process
-            return folder
+        if settings := _read_whole(folder):  # perhaps by another process
+            return folder, settings
     raise MachineError(
         f"{checkpoint.parent / CACHE}: cannot be written, nor {_user_cache()}; free some "
         "space, or give --engine torch"
@@ -286,12 +334,16 @@ def _convert(model: DeepFakeClassifier, settings: InputSettings, folder: Path) -
     (folder / "sums.json").write_text(json.dumps(sums))
 
 
-def _is_whole(folder: Path) -> bool:
+def _read_whole(folder: Path) -> InputSettings | None:
+    """The input settings of a converted network; None if it is missing or damaged."""
     try:
         sums = json.loads((folder / "sums.json").read_text())
-        return all(_hash(folder / name) == value for name, value in sums.items())
+        if any(_hash(folder / name) != value for name, value in sums.items()):
+            return None
+        text = (folder / "settings.json").read_text()
+        return InputSettings.model_validate_json(text)
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _user_cache() -> Path:

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor
 
 from inference.aggregate import TOP_FACES, top_faces
-from inference.engine import ONNX, TorchNetwork, load_network, resolve
+from inference.engine import (
+    ONNX,
+    TorchNetwork,
+    input_shape,
+    load_network,
+    resolve,
+)
 from inference.extraction import (
     ClipInput,
     FramePlan,
@@ -136,7 +142,7 @@ class Ensemble:
             return self._networks[0]
         path = Path(self.members[0].checkpoint)
         if path.suffix == ONNX:
-            raise UserError(
+            raise MachineError(
                 f"--grad-cam: {path.name} is an ONNX file; put a checkpoint first, or "
                 "leave --grad-cam out"
             )
@@ -241,6 +247,16 @@ class Ensemble:
         values = stem.residuals(self._first.inputs(torch.from_numpy(images))).float()
         shown = (127.5 + 127.5 / LIMIT * values).round().to(torch.uint8)
         return shown.permute(0, 2, 3, 1).cpu().numpy()
+
+    def check_heatmaps(self) -> None:
+        """Try the first network's heatmap on a black image.
+
+        Raises:
+            UserError: as `grad_cam`.
+            MachineError: it is an ONNX file.
+        """
+        images = torch.zeros(input_shape(self.settings[0], 1), dtype=torch.uint8)
+        self._threads.submit(self._grad_cam, images.flatten(0, -4)).result()
 
     def clip_view(self, clips: np.ndarray) -> ClipView:
         """The frame of each clip that the first network finds most suspicious.

@@ -109,7 +109,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--models",
         nargs="+",
         action="extend",
-        help="checkpoints in it; the winner's seven if not given",
+        help="checkpoints, or ONNX files of `inference.export`, in it; the winner's seven "
+        "if not given",
     )
     which.add_argument(
         "--ensemble",
@@ -122,7 +123,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=ENGINES,
         default="auto",
         help="what runs the networks; auto: on a CPU OpenVINO if it is installed, else "
-        "PyTorch",
+        "PyTorch; ONNX files by ONNX Runtime where it is not OpenVINO",
     )
     parser.add_argument(
         "--precision",
@@ -181,7 +182,7 @@ def find_weights(weights_dir: Path, models: Sequence[str]) -> list[Path]:
         raise UserError(
             f"{missing[0]}: no such checkpoint ({len(missing)} of {len(paths)} are "
             "missing); weights/download.sh gets the published ones, train.sh makes "
-            "your own"
+            "your own, inference.export ONNX files"
         )
     return paths
 

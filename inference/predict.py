@@ -3,7 +3,8 @@
     python -m inference.predict --test-dir VIDEOS --output submission.csv \\
         --weights-dir weights --models A B …
 
-Reads  the videos in --test-dir (or one video file), the checkpoints WEIGHTS_DIR/MODEL;
+Reads  the videos in --test-dir (or one video file), the checkpoints WEIGHTS_DIR/MODEL,
+       or ONNX files of `inference.export`;
        --list FILE.csv: which videos, by their paths below --test-dir in the column
        filename (or path), such as Kaggle's sample_submission.csv
 Writes the submission: filename,label with label = probability of FAKE

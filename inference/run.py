@@ -39,6 +39,8 @@ def predict(wanted: TestVideos, options: argparse.Namespace) -> dict[str, dict]:
     devices = ["cpu"] if executor.is_cluster else pick_devices(options.device)
     pool = EnsemblePool(members, devices, engine_of(options))
     ensemble = pool.first
+    if options.grad_cam:
+        ensemble.check_heatmaps()
     report = Report(options.report, aggregation) if options.report else None
     journal = Journal(options.output, _identity(options, members, aggregation))
     todo = [path for name, path in wanted.paths.items() if name not in journal.entries]

@@ -46,65 +46,75 @@ def detect_faces(
     """Write one video's boxes.
 
     Args:
-        with_crops: also write its crops, those of step 2 bit for bit, while its frames
-            are decoded; not where the video is damaged or its frames are too large to
-            be kept.
+        with_crops: also write its crops, those of step 2, while its frames are decoded.
+            A video of which a frame is missing or too large to be kept is left to
+            step 2, which may decode others.
 
     Raises:
         VideoError: the video cannot be read.
     """
-    if with_crops and not crops_dir(root, video.name).exists():
-        info = probe(video.path)
-        if 3 * info.width * info.height * BATCH_SIZE <= MAX_KEPT:
-            return _detect_and_crop(video, info, root, device)
-    boxes = {number: found for number, _, found in _search(video, device)}
-    _write_boxes(video, boxes, root)
+    info = probe(video.path)
+    folder = crops_dir(root, video.name)
+    size = info.width * info.height
+    if with_crops and not folder.exists() and _fits(3 * size):
+        _detect_and_crop(video, info, folder, root, device)
+    else:
+        found = _search(video, info, device, keep=False)
+        _write_boxes(video, {number: boxes for number, _, boxes in found}, root)
 
 
-def _detect_and_crop(video: Video, info: VideoInfo, root: Path, device: str) -> None:
+def _detect_and_crop(
+    video: Video, info: VideoInfo, target: Path, root: Path, device: str
+) -> None:
     boxes: Boxes = {}
     skipped = [*info.notes]
     try:
-        with atomic_folder(crops_dir(root, video.name), skipped) as folder:
-            for number, frame, found in _search(video, device, info):
+        with atomic_folder(target, skipped) as folder:
+            is_whole = True
+            for number, frame, found in _search(video, info, device, keep=True):
                 boxes[number] = found
-                skipped += write_crops(folder, number, frame, found or [])
+                if frame is None:
+                    is_whole = False
+                else:
+                    skipped += write_crops(folder, number, frame, found or [])
             if not any(boxes.values()):
                 skipped.append(no_face(len(boxes)))
             _write_boxes(video, boxes, root)
-            if len(boxes) < len(range(0, info.frames, FRAME_STEP)):
-                raise _DamagedError
-    except _DamagedError:
+            if not is_whole or len(boxes) < len(range(0, info.frames, FRAME_STEP)):
+                raise _LeftToStep2Error
+    except _LeftToStep2Error:
         pass
 
 
-class _DamagedError(Exception):
-    """Step 2 may decode other frames of this video."""
+class _LeftToStep2Error(Exception):
+    """The crops of this video are not all there."""
+
+
+def _fits(frame_bytes: int) -> bool:
+    return frame_bytes * BATCH_SIZE <= MAX_KEPT
 
 
 def _search(
-    video: Video, device: str, info: VideoInfo | None = None
-) -> Iterator[tuple[int, np.ndarray, list[list[float]] | None]]:
+    video: Video, info: VideoInfo, device: str, keep: bool
+) -> Iterator[tuple[int, np.ndarray | None, list[list[float]] | None]]:
     """Every 10th frame's number, pixels and boxes; None where there is no face.
 
-    The pixels are of the whole frame with `info`, else of half the resolution.
+    The pixels are None without `keep`, and of a frame that is too large to be kept.
     """
     detector = load_detector(TRAINING_THRESHOLDS, device)
-    halves: list[np.ndarray] = []
-    frames: dict[int, np.ndarray] = {}
+    batch: list[tuple[int, np.ndarray | None, np.ndarray]] = []
 
-    def flush() -> Iterator[tuple[int, np.ndarray, list[list[float]] | None]]:
-        detections = detector(halves, batched_nms=True)
-        for (number, frame), faces in zip(frames.items(), detections):
+    def flush() -> Iterator[tuple[int, np.ndarray | None, list[list[float]] | None]]:
+        detections = detector([half for _, _, half in batch], batched_nms=True)
+        for (number, frame, _), faces in zip(batch, detections):
             yield number, frame, faces.boxes.tolist() or None
-        halves.clear()
-        frames.clear()
+        batch.clear()
 
     numbers = range(0, sys.maxsize, FRAME_STEP)
     for number, frame in read_frames(video.path, numbers, info):
-        halves.append(half_size(frame))
-        frames[number] = frame if info else halves[-1]
-        if len(halves) == BATCH_SIZE:
+        is_kept = keep and _fits(frame.nbytes)
+        batch.append((number, frame if is_kept else None, half_size(frame)))
+        if len(batch) == BATCH_SIZE:
             yield from flush()
     yield from flush()
 

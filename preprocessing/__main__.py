@@ -4,7 +4,7 @@ only with --clips.
     python -m preprocessing --root-dir DATA
 
 The workers import modules and load networks only once, and steps 1 and 2 decode a REAL
-video once.
+video once if it is undamaged and smaller than 4K.
 
 Reads  DATA/dfdc_train_part_N/{metadata.json, *.mp4}, or another data set (--dataset)
 Writes DATA/{boxes, crops, clips, landmarks, diffs, folds.csv, failures.csv, shards}; see the

@@ -4,12 +4,14 @@ import csv
 import importlib
 import json
 import shutil
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 
 from preprocessing import __main__ as all_steps
+from preprocessing.dataset import Video
 from preprocessing.datasets.dfdc import fold_of_part
 from preprocessing.faces import (
     LANDMARK_THRESHOLDS,
@@ -65,6 +67,33 @@ def test_boxes_and_crops_equal_the_slow_way(preprocessed):
         for name, crop in expected.items():
             image = cv2.imread(str(folder / name))[..., ::-1]
             np.testing.assert_array_equal(image, crop)
+
+
+def test_step_1_crops_what_it_has_decoded_unless_it_is_too_large(
+    preprocessed, tmp_path, monkeypatch
+):
+    """Of REAL, and of FAKE without its original, which is searched itself."""
+    folder = preprocessed / "dfdc_train_part_0"
+    videos = [
+        Video(folder / f"{REAL}.mp4", REAL, False, REAL),
+        Video(folder / f"{FAKE}.mp4", FAKE, True, FAKE),
+    ]
+    roots = [tmp_path / name for name in ("once", "announced", "decoded")]
+    for root, fits in zip(roots, ([True] * 4, [False], [True, True, False, True])):
+        for video in videos:
+            # of the announced size, then of each frame
+            monkeypatch.setattr(STEPS[1], "_fits", Mock(side_effect=fits))
+            STEPS[1].detect_faces(video, root, "cpu", with_crops=True)
+            is_cropped = (root / "crops" / video.name).exists()
+            assert is_cropped == all(fits)
+            if not is_cropped:
+                STEPS[2].extract_crops(video, root)
+    contents = [
+        {path.relative_to(root): path.read_bytes() for path in root.glob("*/*.*")}
+        | {path.relative_to(root): path.read_bytes() for path in root.glob("*/*/*")}
+        for root in roots
+    ]
+    assert contents[0] == contents[1] == contents[2] and len(contents[0]) == 2 + 6
 
 
 def test_landmarks_are_those_of_the_largest_face_rounded(preprocessed):
