@@ -1,12 +1,14 @@
 """Clips beside pictures, and clip networks beside frame networks.
 
     python -m benchmarks.clips --data-dir DATA        after ./preprocess_data.sh DATA --clips
+    python -m benchmarks.clips --test-dir VIDEOS      extraction at prediction
     python -m benchmarks.clips                        the networks alone
 
 Method: bytes, PSNR and decoding time of DATA's clips, and of the same frames as PNG files;
         a fake's PSNR is not told apart from a real's. AUC of a random forest that sees
         only a clip's size on disk, length and side, cross-validated by original: 0.5 if
-        the encoding does not tell. Parameters and multiply-adds by PyTorch's counter and,
+        the encoding does not tell. Processor seconds of one thread to find and cut a
+        video's faces, without and with clips. Parameters and multiply-adds by PyTorch's counter and,
         of convolutions over time, three a value. Training images a second of both
         networks in turn, at as many frames.
 """
@@ -16,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
@@ -23,11 +26,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from torch.utils.flop_counter import FlopCounterMode
 
+from inference.extraction import ClipInput, FramePlan, Wanted, extract_faces
+from inference.videos import find_videos
 from preprocessing.clips import read_clip, write_clip
 from preprocessing.crop_table import CLIP, CropTable, read_crop_table
 from preprocessing.crops import decode_image, write_image
+from preprocessing.video import probe
 from runtime.cli import UserError, make_parser, positive_int, run_main
-from training.config import Config
+from training.config import Config, InputSettings
 from training.distributed import World
 from training.model import DeepFakeClassifier
 from training.trainer import Trainer
@@ -98,6 +104,27 @@ def metadata_auc(clips: CropTable) -> float:
     return float(roc_auc_score(labels, scores[:, 1]))
 
 
+def extraction_seconds(path: Path, rounds: int = 3) -> dict[str, float]:
+    """Processor seconds of the faces of a video at prediction, without and with clips."""
+    faces = InputSettings()
+    clips = InputSettings(size=224, clip_frames=CLIP_FRAMES)
+    plans = [FramePlan(faces.frames_per_video, 0)]
+    wanted = {
+        "frames": Wanted(faces, [faces.size], plans, None),
+        "with clips": Wanted(
+            faces, [clips.size, faces.size], plans, ClipInput(clips, [clips.size])
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in wanted}
+    for number in range(rounds + 1):
+        for name, each in wanted.items():
+            start = time.process_time()
+            extract_faces(path, each, "cpu", details=False)
+            if number:
+                seconds[name].append(time.process_time() - start)
+    return {name: float(np.median(each)) for name, each in seconds.items()}
+
+
 def count_operations(encoder: str, size: int, clip_frames: int) -> tuple[int, float]:
     """Parameters, and multiply-adds of one frame."""
     with torch.device("meta"):
@@ -144,6 +171,7 @@ def training_speed(encoder: str, size: int, steps: int) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--data-dir", type=Path, help="has clips and folds.csv")
+    parser.add_argument("--test-dir", type=Path, help="videos, for extraction")
     parser.add_argument(
         "--clips", type=positive_int, default=MAX_CLIPS, help="to measure, at random"
     )
@@ -163,6 +191,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         found["AUC of size and length alone"] = f"{metadata_auc(clips):.3f}"
         for name, value in found.items():
             print(f"{name:<34}{value}")
+    if options.test_dir:
+        cv2.setNumThreads(1)
+        torch.set_num_threads(1)
+        for path in find_videos(options.test_dir, recursive=True)[0]:
+            info, seconds = probe(path), extraction_seconds(path)
+            print(
+                f"{path.name} ({info.width}x{info.height}): {seconds['frames']:.2f} s, "
+                f"with clips {seconds['with clips']:.2f}: "
+                f"{seconds['with clips'] / seconds['frames']:.2f}"
+            )
+        return 0
     for encoder in ENCODERS:
         frame, clip = (
             count_operations(encoder, options.size, frames)
