@@ -5,7 +5,7 @@
 
 For each technique a network is trained without it, and scored on it and on the others.
 A recipe is a named list of settings in --recipe-file. `none` among the --techniques
-trains with all of them: then unseen is seen. A name such as plain+blend_only is an
+trains with all of them, as a control. A name such as plain+blend_only is an
 ensemble: the mean of the scores of its recipes' networks, without further training.
 
 Reads  DATA/folds.csv with the column technique, and the crops
@@ -40,11 +40,19 @@ import yaml
 
 from evaluation.metrics import metrics, score_arrays
 from evaluation.tables import frame_scores, read_faces
-from preprocessing.crop_table import FOLDER_COLUMN, read_crop_table
+from preprocessing.crop_table import FOLDER_COLUMN, CropTable, read_crop_table
+from preprocessing.dataset import NO_FOLD
 from preprocessing.layout import crops_dir, folds_path
-from runtime.cli import UserError, make_parser, non_negative_int, run_main
+from runtime.cli import UserError, make_parser, non_negative_int, one_line, run_main
 from runtime.device import add_device_option, pick_device
-from runtime.files import atomic_file, open_csv, save_figure, write_csv
+from runtime.files import (
+    atomic_file,
+    open_csv,
+    read_csv_rows,
+    save_figure,
+    write_csv,
+)
+from runtime.process import die_with_parent
 from training.checkpoint import run_name
 from training.config import Config, load_config
 from training.distributed import World
@@ -53,6 +61,9 @@ from training.trainer import Trainer
 HEADER = ["recipe", "left_out", "tested_on", "seed", "auc", "low", "high"]
 NONE = "none"
 PLUS = "+"
+# columns of the table that are no techniques
+RESERVED = ("recipe", "seeds", "unseen", "seen", NONE)
+FOLD = 0  # the crops of the split val, in all data sets (preprocessing.dataset)
 RECIPES = Path(__file__).parent / "recipes.yaml"
 TIMED_STEPS = 3
 
@@ -94,11 +105,15 @@ def read_recipes(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
     try:
         recipes = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if not isinstance(recipes, dict) or not all(
-        isinstance(each, dict) for each in recipes.values()
+        isinstance(name, str) and "/" not in name and isinstance(each, dict)
+        for name, each in recipes.items()
     ):
-        raise UserError(f"{path}: must hold recipes, each `name: {{key: value}}`")
+        raise UserError(
+            f"{path}: must hold recipes, each `name: {{key: value}}`, the name a word"
+        )
+    names = list(dict.fromkeys(names))
     members = {member for name in names for member in name.split(PLUS)}
     if missing := sorted(members - recipes.keys()):
         raise UserError(
@@ -123,7 +138,7 @@ def read_results(path: Path) -> list[Result]:
     """The rows of results.csv; an empty list where there is no file yet."""
     if not path.exists():
         return []
-    with open_csv(path) as file:
+    try:
         return [
             Result(
                 row["recipe"],
@@ -134,38 +149,54 @@ def read_results(path: Path) -> list[Result]:
                 float(row["low"]),
                 float(row["high"]),
             )
-            for row in csv.DictReader(file)
+            for row in read_csv_rows(path, HEADER)
         ]
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; remove that row") from error
 
 
 def check_settings(options: argparse.Namespace, recipes: dict[str, list[str]]) -> None:
     """Save what the results depend on; results of other settings are not mixed in.
 
     Raises:
-        UserError: the folder was begun with other settings.
+        UserError: the folder has results of other settings.
     """
     path = options.output_dir / "settings.json"
-    saved = json.loads(path.read_text()) if path.exists() else {}
     config = load_config(options.config, options.set).model_dump(mode="json")
+    inputs = {f"input.{key}": value for key, value in config.pop("input").items()}
     study = {
         "data_dir": str(options.data_dir.resolve()),
         "shuffle_labels": options.shuffle_labels,
-        "fold": options.fold,
-        "config": config,
+        "config": {**config, **inputs},
+        "recipes": recipes,
     }
-    known = saved.get("recipes", {})
-    changed = [
-        name for name in recipes if known.get(name, recipes[name]) != recipes[name]
-    ]
-    changed += [key for key in study if saved.get(key, study[key]) != study[key]]
+    saved: dict = {}
+    # nothing is lost while no network is trained
+    begun = [options.output_dir / name for name in ("results.csv", "runs")]
+    if path.exists() and any(each.exists() for each in begun):
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged; delete it") from error
+    changed = []
+    for name, value in study.items():
+        known = saved.get(name, value)
+        if isinstance(value, dict) and isinstance(known, dict):
+            changed += [
+                f"{key} ({known[key]}, now {value[key]})"
+                for key in value
+                if known.get(key, value[key]) != value[key]
+            ]
+        elif known != value:
+            changed.append(f"{name} ({known}, now {value})")
     if changed:
         raise UserError(
             f"{options.output_dir}: was begun with another {', '.join(changed)}; use the "
             "same settings, or give another --output-dir"
         )
+    study["recipes"] = {**saved.get("recipes", {}), **recipes}
     with atomic_file(path) as temporary:
-        text = json.dumps({**study, "recipes": {**known, **recipes}}, indent=1)
-        temporary.write_text(text + "\n")
+        temporary.write_text(json.dumps(study, indent=1) + "\n")
 
 
 def shuffle_labels(source: Path, target: Path, seed: int = 0) -> None:
@@ -244,7 +275,7 @@ def train_and_score(
     leave_out = [] if run.left_out == NONE else ["--leave-out", run.left_out]
     train = [
         *("training.train", "--config", options.config, "--data-dir", data),
-        *("--fold", options.fold, "--seed", run.seed, "--prefix", f"{run.name}_"),
+        *("--fold", FOLD, "--seed", run.seed, "--prefix", f"{run.name}_"),
         *("--output-dir", folder / "weights", "--logdir", folder / "logs"),
         *leave_out,
         *common,
@@ -252,7 +283,7 @@ def train_and_score(
     ]
     _run_module(train, log)
     config = load_config(options.config, every)
-    name = run_name(f"{run.name}_", config.encoder, options.fold)
+    name = run_name(f"{run.name}_", config.encoder, FOLD)
     score = [
         *("evaluation.crops", "--data-dir", data, "--split", split),
         *("--weights-dir", folder / "weights"),
@@ -290,7 +321,11 @@ def _run_module(arguments: Iterable[object], log: Path) -> None:
     with open(log, "a") as file:
         print(" ".join(command), file=file, flush=True)
         status = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, check=False
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+            preexec_fn=die_with_parent,
         ).returncode
     if status == 130:
         raise KeyboardInterrupt
@@ -336,8 +371,8 @@ def summarise(results: Sequence[Result]) -> list[dict]:
 
     Returns:
         dicts with recipe, seeds, a value (mean, lowest, highest over seeds) for each
-        technique left out, unseen (the mean over techniques) and seen (the mean over
-        all others).
+        technique left out, unseen (the mean over techniques), seen (the mean over all
+        others), and `NONE` (the mean over all, where nothing is left out).
     """
     rows = []
     for recipe in dict.fromkeys(result.recipe for result in results):
@@ -346,15 +381,19 @@ def summarise(results: Sequence[Result]) -> list[dict]:
         unseen: dict[int, list[float]] = defaultdict(list)
         seen: dict[int, list[float]] = defaultdict(list)
         by_technique: dict[str, list[float]] = defaultdict(list)
+        control: dict[int, list[float]] = defaultdict(list)
         for result in own:
-            if result.tested_on == result.left_out:
+            if result.left_out == NONE:
+                control[result.seed].append(result.auc)
+            elif result.tested_on == result.left_out:
                 unseen[result.seed].append(result.auc)
                 by_technique[result.left_out].append(result.auc)
             else:
                 seen[result.seed].append(result.auc)
         row |= {name: _spread(values) for name, values in sorted(by_technique.items())}
-        row["unseen"] = _spread([float(np.mean(each)) for each in unseen.values()])
-        row["seen"] = _spread([float(np.mean(each)) for each in seen.values()])
+        means = {"unseen": unseen, "seen": seen} | ({NONE: control} if control else {})
+        for name, by_seed in means.items():
+            row[name] = _spread([float(np.mean(each)) for each in by_seed.values()])
         rows.append(row)
     return rows
 
@@ -369,16 +408,16 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 def write_tables(results: Sequence[Result], folder: Path) -> str:
     """Write table.txt and table.png. Returns the text."""
     rows = summarise(results)
-    names = sorted({name for row in rows for name in row} - {"recipe", "seeds"})
-    names = [name for name in names if name not in ("unseen", "seen")] + [
-        "unseen",
-        "seen",
+    found = {name for row in rows for name in row}
+    names = sorted(found - {*RESERVED}) + [
+        name for name in RESERVED[2:] if name in found
     ]
     width = max(24, *(len(row["recipe"]) + 2 for row in rows))
     lines = [
         "AUC over videos; columns: the technique left out, tested on itself; unseen:"
     ]
-    lines.append("their mean; seen: mean of the others. Mean (lowest to highest seed).")
+    lines.append("their mean; seen: mean of the others; none: nothing left out. Mean")
+    lines.append("(lowest to highest seed).")
     lines.append("".ljust(width) + "seeds  " + "".join(f"{name:>24}" for name in names))
     for row in rows:
         cells = "".join(f"{_format(row.get(name)):>24}" for name in names)
@@ -414,18 +453,19 @@ def main(argv: list[str] | None = None) -> int:
     options = _make_parser().parse_args(argv)
     recipes = read_recipes(options.recipe_file, options.recipes)
     data = options.data_dir
-    for settings in recipes.values():
-        if load_config(options.config, [*options.set, *settings]).input.clip_frames:
+    for name, settings in recipes.items():
+        try:
+            config = load_config(options.config, [*options.set, *settings])
+        except UserError as error:
+            raise UserError(f"recipe {name}: {error}") from error
+        if config.input.clip_frames:
             raise UserError(
                 f"{options.config}: the study scores single crops; leave out "
                 "input.clip_frames"
             )
     crops = read_crop_table(data)
-    if "technique" not in crops.columns:
-        raise UserError(f"{folds_path(data)}: has no column technique (docs/data.md)")
-    split = "test" if crops.is_value("split", "test").any() else "val"
-    known = [name for name in crops.counts() if name not in ("real", "fake")]
-    techniques = options.techniques or known
+    split, known = find_techniques(crops)
+    techniques = list(dict.fromkeys(options.techniques)) or known
     if unknown := [name for name in techniques if name not in (*known, NONE)]:
         raise UserError(f"--techniques {unknown[0]}: there are {', '.join(known)}")
     if options.shuffle_labels:
@@ -442,17 +482,17 @@ def main(argv: list[str] | None = None) -> int:
     }
     path = options.output_dir / "results.csv"
     results = read_results(path)
-    check_settings(options, recipes)
     done = {result.run for result in results}
     # seeds outside: after each of them all recipes can be compared
     runs = [
         Run(recipe, technique, seed)
-        for seed in options.seeds
+        for seed in dict.fromkeys(options.seeds)
         for technique in techniques
         for recipe in recipes
     ]
     todo = [run for run in runs if run not in done]
-    _print_cost(todo, len(runs), recipes, options)
+    check_settings(options, recipes)
+    _print_cost(todo, runs, recipes, options)
     for number, run in enumerate(todo, 1):
         start = time.perf_counter()
         probabilities = train_and_score(run, recipes[run.recipe], data, split, options)
@@ -473,9 +513,45 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def find_techniques(crops: CropTable) -> tuple[str, list[str]]:
+    """The split to test on, and the techniques that it has.
+
+    Raises:
+        UserError: the table does not say which fakes are of which technique, or has no
+            crops to test on.
+    """
+    path = folds_path(crops.root)
+    for column in ("technique", "split"):
+        if column not in crops.columns:
+            raise UserError(f"{path}: has no column {column} (docs/data.md)")
+    split = "test" if crops.is_value("split", "test").any() else "val"
+    is_fake = crops["label"] == 1
+    if (nameless := is_fake & crops.is_value("technique", "")).any():
+        raise UserError(
+            f"{path}: {nameless.sum()} of {is_fake.sum()} fake crops have no technique; "
+            "fill it in, or leave them out"
+        )
+    tested = crops.select(crops.is_value("split", split))
+    counts = tested.counts()
+    trained_on = (tested["fold"] != FOLD) & (tested["fold"] != NO_FOLD)
+    if not (tested["label"] == 0).any() or (split == "val" and trained_on.any()):
+        raise UserError(
+            f"{path}: the split {split} must hold real crops, in fold {FOLD} if it is val"
+        )
+    techniques = [name for name in counts if name not in ("real", "fake")]
+    every = [name for name in crops.counts() if name not in ("real", "fake")]
+    if missing := [name for name in every if name not in techniques]:
+        raise UserError(
+            f"{path}: the split {split} has no crop of {missing[0]}; test on some of each"
+        )
+    if wrong := [name for name in techniques if name in RESERVED]:
+        raise UserError(f"{path}: rename the technique {wrong[0]!r}")
+    return split, techniques
+
+
 def _print_cost(
     todo: Sequence[Run],
-    total: int,
+    runs: Sequence[Run],
     recipes: dict[str, list[str]],
     options: argparse.Namespace,
 ) -> None:
@@ -483,18 +559,21 @@ def _print_cost(
     if not todo:
         return
     seconds = 0.0
+    trained, every = (
+        [run for run in each if PLUS not in run.recipe] for each in (todo, runs)
+    )
     for recipe, settings in recipes.items():
-        if PLUS in recipe:
-            continue
-        config = load_config(options.config, [*options.set, *settings])
-        count = sum(run.recipe == recipe for run in todo)
-        images = config.epochs * config.batches_per_epoch * config.batch_size
+        count = sum(run.recipe == recipe for run in trained)
         if count:
+            config = load_config(options.config, [*options.set, *settings])
+            images = config.epochs * config.batches_per_epoch * config.batch_size
             seconds += count * images / images_per_second(config, options.device)
+    minutes = seconds / 60
+    cost = f"{minutes / 60:.1f} hours" if minutes >= 60 else f"{minutes:.0f} minutes"
     print(
-        f"{len(todo)} of {total} networks to train, about {seconds / 3600:.1f} hours "
-        "of training steps here, and reading and augmenting; Ctrl-C stops, the same "
-        "command goes on",
+        f"{len(trained)} of {len(every)} networks to train, about {cost} of training "
+        "steps by the speed of this moment, and reading and augmenting; Ctrl-C stops, "
+        "the same command goes on",
         flush=True,
     )
 
@@ -534,9 +613,6 @@ def _make_parser() -> argparse.ArgumentParser:
         help=f"to leave out one at a time; all if not given; {NONE}: leave out nothing",
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="of the study")
-    parser.add_argument(
-        "--fold", type=int, default=0, help="the validation fold, 0 to 15"
-    )
     parser.add_argument(
         "--set",
         nargs="+",

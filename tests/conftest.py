@@ -21,7 +21,9 @@ from runtime.files import atomic_folder, open_csv, write_csv
 from tests.media import write_dfdc
 from training.checkpoint import save_checkpoint
 from training.config import Config
+from training.distributed import World
 from training.model import DeepFakeClassifier, Normalize
+from training.trainer import Trainer
 
 
 def pytest_addoption(parser):
@@ -107,6 +109,12 @@ def train_data(preprocessed, tmp_path_factory) -> Path:
     rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]
     write_csv(root / "folds.csv", header, rows)
     return root
+
+
+def cpu_trainer(config: Config) -> Trainer:
+    """A trainer of a network with seeded random weights."""
+    torch.manual_seed(0)
+    return Trainer.build(config, World(0, 1, torch.device("cpu")), "none", seed=1)
 
 
 def portrait_crops(count: int, size: int, seed: int = 3) -> np.ndarray:

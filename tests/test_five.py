@@ -14,6 +14,7 @@ from inference.extraction import VideoFaces
 from inference.members import EnsembleFile, plain_members
 from inference.report import Report
 from runtime.cli import UserError
+from tests.conftest import cpu_trainer
 from training import attention
 from training.attention import AttentionClassifier, crop_to, drop_from, pool_by_maps
 from training.checkpoint import (
@@ -24,12 +25,10 @@ from training.checkpoint import (
 )
 from training.config import Config, load_config, read_settings
 from training.cutmix import cutmix
-from training.distributed import World
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier, Normalize
 from training.networks import make_classifier
 from training.residuals import filters
-from training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 LITE0 = "tf_efficientnet_lite0"
@@ -38,11 +37,6 @@ LITE0 = "tf_efficientnet_lite0"
 def config(**more):
     values = {"size": 64} | more.pop("input", {})
     return Config(**{"encoder": LITE0, "pretrained": "none"} | more, input=values)
-
-
-def make_trainer(settings):
-    torch.manual_seed(0)
-    return Trainer.build(settings, World(0, 1, torch.device("cpu")), "none", seed=1)
 
 
 def test_attention_pooling_beside_loops():
@@ -157,7 +151,7 @@ def test_maps_are_drawn_by_the_square_roots_of_their_sums(monkeypatch):
 
 def test_an_attention_network_is_trained_saved_and_loaded(tmp_path):
     settings = config(head="attention", batch_size=4)
-    trainer = make_trainer(settings)
+    trainer = cpu_trainer(settings)
     trainer.model.train()
     images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     batch = {"image": images, "label": torch.tensor([0.0, 1.0, 0.0, 1.0])}
@@ -224,7 +218,7 @@ def test_cutmix_beside_a_loop(shape):
 def test_a_step_with_cutmix_depends_on_its_seed_alone():
     images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     batch = {"image": images, "label": torch.tensor([0.0, 1.0, 0.0, 1.0])}
-    trainer = make_trainer(config(cutmix=0.5, batch_size=4))
+    trainer = cpu_trainer(config(cutmix=0.5, batch_size=4))
     mixes = [trainer._mixed(batch, number, 0) for number in range(40)]
     again = [trainer._mixed(batch, number, 0) for number in range(40)]
     assert all(
@@ -389,7 +383,7 @@ def test_a_3d_network_is_trained_and_predicts(tmp_path):
         cutmix=1.0,
         input={"size": 32, "clip_frames": 4},
     )
-    trainer = make_trainer(settings)
+    trainer = cpu_trainer(settings)
     trainer.model.train()
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     batch = {"image": clips, "label": torch.tensor([0.0, 1.0])}

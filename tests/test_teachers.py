@@ -6,25 +6,27 @@ import torch
 from torch.nn import functional
 
 from runtime.cli import UserError
-from tests.conftest import portrait_crops
+from tests.conftest import cpu_trainer, portrait_crops
 from training.checkpoint import load_classifier, save_checkpoint
 from training.config import Config, InputSettings
-from training.distributed import World
 from training.losses import balanced_loss
 from training.model import Normalize
 from training.networks import make_classifier
 from training.teachers import Teachers
-from training.trainer import Trainer
 
 LITE0 = "tf_efficientnet_lite0"
 
 
 def trainer_of(**settings):
-    torch.manual_seed(0)
-    config = Config(
-        encoder=LITE0, pretrained="none", precision="float32", batch_size=4, **settings
+    return cpu_trainer(
+        Config(
+            encoder=LITE0,
+            pretrained="none",
+            precision="float32",
+            batch_size=4,
+            **settings,
+        )
     )
-    return Trainer.build(config, World(0, 1, torch.device("cpu")), "none", seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from preprocessing.crop_table import read_crop_table
 from preprocessing.crops import read_image
 from runtime.cli import UserError
 from runtime.files import open_csv, write_csv
+from tests.conftest import cpu_trainer
 from training import train
 from training.checkpoint import load_checkpoint, load_classifier
 from training.config import Config, load_config
@@ -24,7 +25,6 @@ from training.dataset import (
     leave_out,
     treat_unchanged,
 )
-from training.distributed import World
 from training.model import NORM_LAYERS, DeepFakeClassifier, describe_input
 from training.samples import Sample
 from training.schedule import cosine_learning_rate
@@ -46,9 +46,7 @@ SMALL = {
 
 
 def make_trainer(**settings):
-    torch.manual_seed(0)
-    config = Config(**SMALL | settings)
-    trainer = Trainer.build(config, World(0, 1, torch.device("cpu")), "none", seed=1)
+    trainer = cpu_trainer(Config(**SMALL | settings))
     trainer.model.train()
     return trainer
 
@@ -550,6 +548,8 @@ def test_the_studys_means_by_hand():
         result("plain", "b", "a", 1, 0.8),
         result("plain", "a", "a", 2, 0.6),
         result("plain", "a", "b", 2, 1.0),
+        result("plain", "none", "a", 2, 0.9),
+        result("plain", "none", "b", 2, 0.8),
     ]
     (row,) = study.summarise(results)
     assert row["recipe"] == "plain" and row["seeds"] == 2
@@ -557,6 +557,7 @@ def test_the_studys_means_by_hand():
     assert row["b"] == pytest.approx((0.7, 0.7, 0.7))
     assert row["unseen"] == pytest.approx((0.6, 0.6, 0.6))  # 0.6 of each seed
     assert row["seen"] == pytest.approx((0.925, 0.85, 1.0))
+    assert row["none"] == pytest.approx((0.85, 0.85, 0.85))
 
 
 def test_auc_of_each_technique_against_all_reals():
@@ -613,7 +614,7 @@ def test_the_study_resumes_and_writes_its_table(
     recipes.write_text("plain: {}\nmore: {codec: 0.5, ema: 0.9}\n")
     arguments = [
         *("--data-dir", study_data, "--config", ROOT / "configs/unseen.yaml"),
-        *("--recipe-file", recipes, "--recipes", "plain", "more", "--seeds", 1, 2),
+        *("--recipe-file", recipes, "--recipes", "plain", "more", "--seeds", 1, 2, 1),
         *("--output-dir", tmp_path / "out", "--resamples", 20),
     ]
     with pytest.raises(KeyboardInterrupt):
@@ -626,15 +627,42 @@ def test_the_study_resumes_and_writes_its_table(
     printed = capsys.readouterr().out
     assert "8 of 8 networks to train" in printed and "5 of 8 networks" in printed
     # 6 epochs of 100 batches of 32 images at 10 a second
-    assert f"about {5 * 6 * 100 * 32 / 10 / 3600:.1f} hours" in printed
+    assert f"about {5 * 6 * 100 * 32 / 10 / 3600:.1f} hours of" in printed
     assert "(unseen)" in printed and "plain" in printed
     assert (tmp_path / "out" / "table.txt").read_text() in printed
-    with pytest.raises(UserError, match="was begun with another config;"):
+    with pytest.raises(UserError, match=r"with another epochs \(6, now 5\); use"):
         study.main([*map(str, arguments), "--set", "epochs=5"])
     recipes.write_text("plain: {}\nmore: {codec: 0.7}\nlast: {ema: 0.9}\n")
-    with pytest.raises(UserError, match="was begun with another more;"):
+    with pytest.raises(UserError, match=r"another more \(\['codec=0.5'.*'codec=0.7'\]"):
         study.main([*map(str, arguments)])
     assert read_image(tmp_path / "out" / "table.png").std() > 10
+    recipes.write_text("plain: {}\nmore: {codex: 0.7}\n")
+    with pytest.raises(UserError, match="recipe more: .*codex"):
+        study.main([*map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("split", None, "has no column split"),
+        ("technique", None, "has no column technique"),
+        ("technique", {"paint": ""}, "6 of 12 fake crops have no technique"),
+        ("technique", {"paint": "none"}, "rename the technique 'none'"),
+        ("split", {"val": ""}, "the split val must hold real crops"),
+        ("split", {"train": "val"}, "the split val must hold real crops, in fold 0"),
+    ],
+)
+def test_a_table_that_cannot_be_studied(study_data, column, change, message):
+    path = study_data / "folds.csv"
+    with open_csv(path) as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row[column] = (change or {}).get(row[column], row[column])
+        if change is None:
+            del row[column]
+    write_csv(path, list(rows[0]), ([*row.values()] for row in rows))
+    with pytest.raises(UserError, match=message):
+        study.find_techniques(read_crop_table(study_data))
 
 
 def test_shuffled_labels_are_a_permutation_of_videos(study_data, tmp_path):
@@ -716,6 +744,9 @@ def test_mistakes_in_recipes(tmp_path):
     assert list(recipes) == ["plain", "plain+plain"]
     (tmp_path / "r.yaml").write_text("plain: [a]\n")
     with pytest.raises(UserError, match="must hold recipes"):
+        study.read_recipes(tmp_path / "r.yaml", ["plain"])
+    (tmp_path / "r.yaml").write_text("a/b: {}\n")
+    with pytest.raises(UserError, match="the name a word"):
         study.read_recipes(tmp_path / "r.yaml", ["plain"])
     assert sys.modules["evaluation.leave_one_out"].RECIPES.is_file()
 
