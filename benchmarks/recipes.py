@@ -64,6 +64,7 @@ def main(argv=None):
     parser.add_argument(
         "--configs",
         nargs="+",
+        action="extend",
         type=Path,
         default=sorted((CONFIGS / "five").glob("*.yaml")),
         help="config files",

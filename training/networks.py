@@ -33,6 +33,17 @@ def make_classifier(config: Config, pretrained: str = "none") -> DeepFakeClassif
             config.input.clip_frames,
             config.temporal,
         )
+    _check_size(model, config)
     if config.srm:
         add_residuals(model, config.input.std)
     return model
+
+
+def _check_size(model: DeepFakeClassifier, config: Config) -> None:
+    """A vision transformer takes sizes of whole patches."""
+    patches = getattr(getattr(model.encoder, "patch_embed", None), "patch_size", None)
+    if patches and any(config.input.size % side for side in patches):
+        raise UserError(
+            f"input.size {config.input.size}: {config.encoder} takes multiples of "
+            f"{patches[0]}"
+        )
