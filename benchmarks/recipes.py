@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from inference.engine import PackedNetwork, input_shape
 from runtime.cli import make_parser, positive_int
 from runtime.results import print_results
-from training.config import Config, load_config
+from training.config import Config, add_set_option, load_config
 from training.model import VIDEO_NETWORKS
 from training.networks import make_classifier
 
@@ -69,14 +69,7 @@ def main(argv=None):
         default=sorted((CONFIGS / "five").glob("*.yaml")),
         help="config files",
     )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings of all of them",
-    )
+    add_set_option(parser)
     parser.add_argument(
         "--rounds", type=positive_int, default=3, help="timed forward passes"
     )

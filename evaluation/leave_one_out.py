@@ -54,7 +54,7 @@ from runtime.files import (
 )
 from runtime.process import die_with_parent
 from training.checkpoint import run_name
-from training.config import Config, load_config
+from training.config import Config, add_set_option, load_config
 from training.distributed import World
 from training.trainer import Trainer
 
@@ -613,14 +613,7 @@ def _make_parser() -> argparse.ArgumentParser:
         help=f"to leave out one at a time; all if not given; {NONE}: leave out nothing",
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="of the study")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings of the config file for all recipes",
-    )
+    add_set_option(parser)
     parser.add_argument(
         "--shuffle-labels",
         action="store_true",

@@ -60,7 +60,7 @@ from runtime.executor import (
 from runtime.files import atomic_file, open_csv, save_figure, write_csv
 from training.augment import plain_transform
 from training.codec import RATE_FACTORS, encode_again
-from training.config import Config, load_config
+from training.config import Config, add_set_option, load_config
 from training.distributed import World
 from training.temporal import hold_side_taps
 from training.trainer import Trainer
@@ -688,14 +688,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, default=CONFIG, help="of the networks and their training"
     )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings of the config file",
-    )
+    add_set_option(parser)
     parser.add_argument(
         "--seeds", nargs="+", action="extend", type=positive_int, default=[1, 2, 3]
     )

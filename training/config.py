@@ -9,6 +9,7 @@ again at inference. The published checkpoints have none; for them its defaults a
 which are the winner's settings.
 """
 
+import argparse
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -319,6 +320,18 @@ def read_settings(path: Path, kind: type[Settings]) -> Settings:
         UserError: the file is missing or not YAML, a key is unknown or a value invalid.
     """
     return _check(path, _read(path), kind)
+
+
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`, the overrides of `load_config`."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings of the config file",
+    )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -16,7 +16,7 @@ import numpy as np
 from preprocessing.crop_table import FORMATS, read_crop_table
 from runtime.cli import make_parser, positive_int, run_main
 from runtime.files import save_figure
-from training.config import load_config
+from training.config import add_set_option, load_config
 from training.dataset import (
     BalancedSampler,
     TrainingCrops,
@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=positive_int, default=32, help="of images")
     parser.add_argument("--fold", type=int, default=0, help="the validation fold")
     parser.add_argument("--seed", type=int, default=111)
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE"
-    )
+    add_set_option(parser)
     options = parser.parse_args(argv)
     config = load_config(options.config, options.set)
     is_clip = bool(config.input.clip_frames)

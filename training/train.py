@@ -45,7 +45,7 @@ from runtime.device import add_device_option
 from runtime.files import atomic_file, open_csv, write_csv, write_errors
 from runtime.process import block_sigint, die_with_parent, tune_malloc
 from training.checkpoint import load_checkpoint, run_name, save_checkpoint
-from training.config import Config, InputSettings, load_config
+from training.config import Config, InputSettings, add_set_option, load_config
 from training.curves import draw_curves
 from training.dataset import (
     BalancedSampler,
@@ -605,14 +605,7 @@ def main(argv: list[str] | None = None) -> int:
         help="loader processes for each training process",
     )
     add_device_option(parser)
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override settings of the config file",
-    )
+    add_set_option(parser)
     options = parser.parse_args(argv)
     config = load_config(options.config, options.set)
     try:
