@@ -31,7 +31,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +78,7 @@ FLICKER, APPEARANCE = "flicker", "appearance"
 # A network remembers which videos are the wrong way round, and ranks new people by what
 # is left: the mean of a shuffle and its inverse must be 0.5.
 SHUFFLED = ("flicker, labels shuffled", "flicker, labels shuffled, inverse")
+SHUFFLED_MEAN = "flicker, labels shuffled, mean of both"
 FROZEN = "frozen"
 FRAME, CLIP, HELD = "frame", "clip", "clip, side taps held"
 NETWORKS = (FRAME, CLIP, HELD)
@@ -255,6 +256,7 @@ def disturb(
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
+@cache
 def _oval(side: int) -> np.ndarray:
     y, x = (np.mgrid[:side, :side] + 0.5) / side - 0.5
     radius = np.hypot(x / OVAL[0], y / OVAL[1])
@@ -406,20 +408,27 @@ def auc_interval(
     return found.values["AUC"], *found.intervals["AUC"]
 
 
-def paired_difference(
-    videos: np.ndarray, labels: np.ndarray, one: np.ndarray, other: np.ndarray
+def paired_interval(
+    videos: np.ndarray,
+    labels: np.ndarray,
+    scores: Sequence[np.ndarray],
+    weights: Sequence[float],
 ) -> tuple[float, float, float]:
-    """AUC of one network minus that of another on the same clips, with its interval."""
+    """A weighted sum of the AUCs of networks on the same clips, and its 95 % interval.
 
-    def difference(rows: np.ndarray) -> float:
-        return roc_auc_score(labels[rows], one[rows]) - roc_auc_score(
-            labels[rows], other[rows]
+    Weights of 1 and -1 give the difference of two networks, of 0.5 their mean.
+    """
+
+    def weighted_sum(rows: np.ndarray) -> float:
+        return sum(
+            weight * roc_auc_score(labels[rows], each[rows])
+            for weight, each in zip(weights, scores)
         )
 
     rng = np.random.default_rng(0)
     members = [np.flatnonzero(videos == each) for each in np.unique(videos)]
     drawn = [
-        difference(
+        weighted_sum(
             np.concatenate(
                 [members[i] for i in rng.integers(len(members), size=len(members))]
             )
@@ -427,7 +436,7 @@ def paired_difference(
         for _ in range(RESAMPLES)
     ]
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return difference(np.arange(len(labels))), float(low), float(high)
+    return weighted_sum(np.arange(len(labels))), float(low), float(high)
 
 
 def score_dataset(
@@ -559,9 +568,15 @@ def main(argv: list[str] | None = None) -> int:
                 np.save(scores_path, scored[2])
                 frame_path = options.output_dir / f"{pairs}_{FRAME}_{seed}.npy"
                 if network != FRAME and frame_path.exists():
-                    one, other = scored[2], np.load(frame_path)
-                    difference = paired_difference(*scored[:2], one, other)
+                    both = scored[2], np.load(frame_path)
+                    difference = paired_interval(*scored[:2], both, (1, -1))
                     differences.append([pairs, network, name, seed, *difference])
+                if pairs == SHUFFLED[1]:
+                    first = options.output_dir / f"{SHUFFLED[0]}_{network}_{seed}.npy"
+                    mean = paired_interval(
+                        *scored[:2], (scored[2], np.load(first)), (0.5, 0.5)
+                    )
+                    scored_rows.append([SHUFFLED_MEAN, network, name, seed, *mean])
         if pairs == FLICKER:
             for name, auc in score_dataset(trainer, new_people, techniques).items():
                 scored_rows.append([pairs, network, f"fakes: {name}", seed, *auc])

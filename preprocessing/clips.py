@@ -18,6 +18,7 @@ import av
 import numpy as np
 
 from preprocessing.crops import full_resolution_box
+from preprocessing.frame import to_array
 from preprocessing.tracking import track_faces
 from preprocessing.video import X264_OPTIONS
 from runtime.cli import UserError
@@ -144,9 +145,7 @@ def read_clip(data: bytes, name: str, remedy: str) -> tuple[np.ndarray, float]:
     """
     try:
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
-            frames = [
-                frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)
-            ]
+            frames = [to_array(frame) for frame in container.decode(video=0)]
             rate = container.streams.video[0].average_rate
             return np.stack(frames), float(rate or DEFAULT_RATE)
     except (av.FFmpegError, ValueError, IndexError) as error:

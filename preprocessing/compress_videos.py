@@ -63,7 +63,8 @@ def compress_video(video: Video, output: Path, seed: int) -> None:
             frames = 0
             for frame in decode(source, stream):
                 # constant frame rate, which keeps the frame numbers of the source
-                frame = frame.reformat(encoder.width, encoder.height, "yuv420p")
+                size = encoder.width, encoder.height
+                frame = frame.reformat(*size, "yuv420p", threads=1)
                 frame.pts, frame.time_base = frames, 1 / rate
                 target.mux(encoder.encode(frame))
                 frames += 1

@@ -42,11 +42,18 @@ def frame_to_rgb(frame: av.VideoFrame) -> np.ndarray:
     """A decoded frame as a player shows it: (H, W, 3) uint8 RGB, upright, SDR."""
     transfer = getattr(frame, "color_trc", None)
     if transfer in (TRC_PQ, TRC_HLG):
-        rgb = _tone_map(frame.to_ndarray(format="rgb48le"), int(transfer))
+        rgb = _tone_map(to_array(frame, "rgb48le"), int(transfer))
     else:
-        rgb = frame.to_ndarray(format="rgb24")
+        rgb = to_array(frame)
     matrix = display_matrix(frame)
     return rgb if matrix is None else apply_display_matrix(rgb, matrix)
+
+
+def to_array(frame: av.VideoFrame, pixel_format: str = "rgb24") -> np.ndarray:
+    """The pixels of a frame as they are stored, (H, W, 3), converted by swscale."""
+    # By default PyAV starts threads anew for each frame: slower than the conversion
+    # of a small one.
+    return frame.to_ndarray(format=pixel_format, threads=1)
 
 
 def is_hdr(transfer: int | None) -> bool:

@@ -10,6 +10,7 @@ from evaluation.transitions import (
     APPEARANCE,
     FLICKER,
     SHUFFLED,
+    SHUFFLED_MEAN,
     Condition,
     Faces,
     conditions,
@@ -17,7 +18,7 @@ from evaluation.transitions import (
     disturb,
     draw_disturbance,
     make_pair,
-    paired_difference,
+    paired_interval,
     split_people,
     test_clips,
     training_batch,
@@ -152,16 +153,19 @@ def test_conditions_do_what_they_say(still):
     np.testing.assert_array_equal(shown[3], faces[0].images[0][26])
 
 
-def test_a_paired_difference_beside_its_definition(monkeypatch):
+def test_a_paired_interval_beside_its_definition(monkeypatch):
     monkeypatch.setattr(transitions, "RESAMPLES", 200)
     rng = np.random.default_rng(0)
     videos, labels = np.repeat(np.arange(10), 8), np.tile([0, 1], 40)
     one, other = labels + rng.normal(0, 0.5, 80), labels + rng.normal(0, 2, 80)
-    value, low, high = paired_difference(videos, labels, one, other)
-    expected = roc_auc_score(labels, one) - roc_auc_score(labels, other)
-    assert value == pytest.approx(expected) and low < expected < high and low > 0
-    same = paired_difference(videos, labels, one, one)
-    assert same == (0, 0, 0)
+    difference = paired_interval(videos, labels, (one, other), (1, -1))
+    aucs = [roc_auc_score(labels, each) for each in (one, other)]
+    value, low, high = difference
+    assert value == pytest.approx(aucs[0] - aucs[1])
+    assert 0 < low < value < high
+    assert paired_interval(videos, labels, (one, one), (1, -1)) == (0, 0, 0)
+    value, low, high = paired_interval(videos, labels, (one, other), (0.5, 0.5))
+    assert value == pytest.approx(np.mean(aucs)) and low < value < high
 
 
 @pytest.mark.slow
@@ -183,8 +187,11 @@ def test_the_study_from_videos_to_tables(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "7 of 7 networks to train" in printed and "strength 0.125" in printed
     rows = transitions._read_rows(tmp_path / "out" / "results.csv")
-    assert len(rows) == 14 + 2 * 8 + 2 + 2
-    assert {row[0] for row in rows} == {FLICKER, APPEARANCE, *SHUFFLED}
+    assert len(rows) == 14 + 2 * 8 + 2 + 2 + 1
+    assert {row[0] for row in rows} == {FLICKER, APPEARANCE, *SHUFFLED, SHUFFLED_MEAN}
+    aucs = {row[0]: float(row[4]) for row in rows}
+    shuffled = np.mean([aucs[pairs] for pairs in SHUFFLED])
+    assert aucs[SHUFFLED_MEAN] == pytest.approx(shuffled)
     assert (tmp_path / "out" / "table.png").stat().st_size > 10_000
     before = (tmp_path / "out" / "results.csv").read_bytes()
     assert transitions.main([*map(str, arguments)]) == 0

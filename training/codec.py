@@ -11,6 +11,7 @@ import av
 import cv2
 import numpy as np
 
+from preprocessing.frame import to_array
 from preprocessing.video import X264_OPTIONS
 
 JPEG_QUALITIES = (40, 100)
@@ -101,7 +102,5 @@ def encode_again(frames: np.ndarray, rate_factor: int) -> np.ndarray:
         container.mux(stream.encode())
     buffer.seek(0)
     with av.open(buffer, "r") as video:
-        decoded = [
-            picture.to_ndarray(format="rgb24") for picture in video.decode(video=0)
-        ]
+        decoded = [to_array(picture) for picture in video.decode(video=0)]
     return np.ascontiguousarray(np.stack(decoded)[:, :height, :width])
