@@ -31,7 +31,7 @@ SMALL = [
     "--test-actors=10",
     "--shots=2",
     "--fakes=1",
-    "--frames=30",
+    "--frames=21",
     *("--difficulty", "0", "0.3"),
 ]
 TINY = [*SMALL, "--test-actors=5", "--shots=1", "--frames=20"]
