@@ -46,6 +46,7 @@ from evaluation.metrics import metrics, score_arrays
 from inference.extraction import frame_numbers
 from preprocessing.clips import centred_times, shown_at
 from preprocessing.crops import crop_face
+from preprocessing.dataset import Video
 from preprocessing.datasets import read_dataset
 from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
 from preprocessing.video import probe, read_frames, sort_files
@@ -275,6 +276,23 @@ def make_pair(
     return held, np.stack(changing)
 
 
+def times_at_rate(wanted: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """The times of the frames of a video of so many frames a second, in seconds.
+
+    Args:
+        wanted: (T,).
+        rate: 0: as many frames as there are wanted times.
+
+    Returns:
+        the times of the frames that are shown, each once, (F,); which of them is shown
+        at each wanted time, (T,).
+    """
+    if not rate:
+        return wanted, np.arange(len(wanted))
+    numbers, shown = np.unique(np.floor(wanted * rate), return_inverse=True)
+    return numbers / rate, shown
+
+
 def training_batch(
     faces: Sequence[Faces], pairs: str, config: Config, seed: int, step: int
 ) -> dict:
@@ -297,9 +315,8 @@ def training_batch(
         start = rng.uniform(-AROUND, max(AROUND - span, -AROUND))
         wanted = start + settings.clip_spacing * np.arange(settings.clip_frames)
         encoded = rng.random() < ENCODED
-        if encoded:
-            rate = rng.uniform(10, 29)
-            wanted = np.floor(wanted * rate) / rate
+        rate = rng.uniform(10, 29) if encoded else 0.0
+        wanted, shown = times_at_rate(wanted, rate)
         images = video.images[place][shown_at(video.times[place], wanted)]
         if rng.random() < 0.5:
             images = images[:, :, ::-1]
@@ -307,7 +324,7 @@ def training_batch(
         pair = make_pair(np.ascontiguousarray(images), pairs, strength, rng)
         if encoded:
             rate_factor = int(rng.integers(RATE_FACTORS[0], RATE_FACTORS[1] + 1))
-            clips += [encode_again(each, rate_factor) for each in pair]
+            clips += [encode_again(each, rate_factor)[shown] for each in pair]
         else:
             clips += pair
         labels += [1.0, 0.0] if wrong[number] else [0.0, 1.0]
@@ -324,22 +341,18 @@ def test_clips(
     settings = config.input
     spacing = condition.spacing or settings.clip_spacing
     wanted = centred_times(settings.clip_frames, spacing)
-    if condition.rate:
-        wanted = np.floor(wanted * condition.rate) / condition.rate
+    wanted, shown = times_at_rate(wanted, condition.rate)
+    order = shown[[*condition.order]] if condition.order else shown
     for number, video in enumerate(faces):
         for place, (images, times) in enumerate(zip(video.images, video.times)):
-            shown = images[shown_at(times, wanted)]
+            frames = images[shown_at(times, wanted)]
             for draw in range(DRAWS):
                 rng = np.random.default_rng([1, number, place, draw])
-                pair = make_pair(shown, pairs, condition.strength, rng)
+                pair = make_pair(frames, pairs, condition.strength, rng)
                 for label, clip in enumerate(pair):
                     if condition.rate_factor:
                         clip = encode_again(clip, condition.rate_factor)
-                    yield (
-                        number,
-                        label,
-                        clip[[*condition.order]] if condition.order else clip,
-                    )
+                    yield number, label, clip[order]
 
 
 def make_trainer(network: str, config: Config, device: str, seed: int) -> Trainer:
@@ -538,11 +551,10 @@ def main(argv: list[str] | None = None) -> int:
     test_faces = [each for each in faces if person_of(each.video) in testing]
     if not train_faces or not test_faces:
         raise UserError("--videos: need faces of at least two people; give more videos")
-    # neither the person whose face is changed may be in training
     new = [
         video
         for video in others
-        if person_of(video.original) not in training and found[video.path].images
+        if not _people_in(video) & training and found[video.path].images
     ]
     new_people = [found[video.path] for video in new]
     techniques = [video.technique or "fake" * video.is_fake for video in new]
@@ -551,6 +563,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows, differences = _read_rows(results_path), _read_rows(differences_path)
     done = {(pairs, network, int(seed)) for pairs, network, _, seed, *_ in rows}
+    # a run that was interrupted between the two files is made again
+    differences = [row for row in differences if (*row[:2], int(row[3])) in done]
     runs = plan([*dict.fromkeys(options.seeds)])
     todo = [run for run in runs if run not in done]
     _print_cost(todo, len(runs), train_faces, test_faces, config, options)
@@ -592,6 +606,11 @@ def main(argv: list[str] | None = None) -> int:
         )
     print(write_tables(options.output_dir, rows), end="")
     return 0
+
+
+def _people_in(video: Video) -> set[str]:
+    """The person whose face is changed, and those in a name such as 469_481."""
+    return {person_of(video.original), *person_of(video.path.stem).split("_")}
 
 
 def _find_videos(folders: Sequence[Path]) -> list[Path]:
@@ -638,6 +657,7 @@ def _check_settings(
         "config": config.model_dump(mode="json"),
         "videos": [str(each.resolve()) for each in paths],
         "test_share": options.test_share,
+        "dataset": str(options.dataset and options.dataset.resolve()),
     }
     text = json.dumps(values, indent=1)
     if path.exists() and path.read_text() != text:

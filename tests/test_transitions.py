@@ -21,6 +21,7 @@ from evaluation.transitions import (
     paired_interval,
     split_people,
     test_clips,
+    times_at_rate,
     training_batch,
 )
 from preprocessing.clips import shown_at
@@ -151,6 +152,17 @@ def test_conditions_do_what_they_say(still):
     far = conditions(T)["spacing 1/5 s"]
     shown = next(iter(test_clips(faces, APPEARANCE, config(), far)))[2]
     np.testing.assert_array_equal(shown[3], faces[0].images[0][26])
+
+
+def test_a_slow_video_shows_whole_frames_twice(still):
+    """At ten frames a second the frames 1/15 s apart are at 0, 0, 0.1, 0.2 and 0.2 s."""
+    times, shown = times_at_rate(np.arange(5) / 15, 10)
+    np.testing.assert_allclose(times, [0, 0.1, 0.2])
+    assert shown.tolist() == [0, 0, 1, 2, 2]
+    slow = Condition(rate=10)  # around the middle: at -0.2, -0.1, 0, 0 and 0.1 s
+    for *_, clip in test_clips(faces_of(still, 1), FLICKER, config(), slow):
+        same = [(one == two).all() for one, two in zip(clip, clip[1:])]
+        assert same == [False, False, True, False]
 
 
 def test_a_paired_interval_beside_its_definition(monkeypatch):
