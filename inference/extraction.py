@@ -14,7 +14,13 @@ import cv2
 import numpy as np
 
 from inference.provenance import describe_provenance
-from preprocessing.clips import DEFAULT_RATE, centred_times, shown_at
+from preprocessing.clips import (
+    DEFAULT_RATE,
+    centred_times,
+    link_faces,
+    shown_at,
+    stays_in_view,
+)
 from preprocessing.crops import crop_face, full_resolution_box
 from preprocessing.faces import half_size, load_detector
 from preprocessing.video import VideoError, VideoInfo, probe, read_frames
@@ -223,12 +229,15 @@ class _ClipCutter:
         self._plan = plan_clips(numbers, info, wanted.settings)
         self.numbers = {number for each in self._plan.values() for number in each}
         self._frames: dict[int, np.ndarray] = {}
-        self._boxes: dict[int, np.ndarray] = {}
+        # not those that other members search: they would decide about these clips
+        self._searched = frozenset(numbers)
+        self._found: dict[int, list[list[float]]] = {}
+        self._boxes: dict[int, list[list[float]]] = {}
         self._ends = {
             middle: (each[0], each[-1]) for middle, each in self._plan.items()
         }
         self._clips: list[list[np.ndarray]] = []
-        self._places: list[tuple[int, list[float]]] = []
+        self._places: list[tuple[int, int]] = []
 
     def add_frame(self, number: int, frame: np.ndarray) -> None:
         """The next frame of the video."""
@@ -238,26 +247,33 @@ class _ClipCutter:
 
     def add_boxes(self, number: int, boxes: np.ndarray) -> None:
         """The boxes of a searched frame."""
+        if number in self._searched:
+            self._found[number] = boxes.tolist()
         if number in self._plan:
-            self._boxes[number] = boxes
+            self._boxes[number] = boxes.tolist()
             self._cut()
 
     def finish(self, faces: VideoFaces) -> list[str]:
-        """Give the clips to `faces`. Returns why some are missing."""
-        for middle, box in self._places:
+        """Give the clips of faces that stay in view to `faces`.
+
+        Returns why some are missing.
+        """
+        tracks, kept = link_faces(self._found), []
+        for (middle, actor), clips in zip(self._places, self._clips):
+            first, last = self._ends[middle]
+            if not stays_in_view(tracks, tracks[middle][actor], first, last):
+                continue
+            kept.append(clips)
             faces.clip_frames.append(middle)
             faces.clip_times.append(self._info.time(middle))
-            faces.clip_boxes.append(full_resolution_box(box))
-            ends = self._ends[middle]
-            faces.clip_seconds.append(
-                (self._info.time(ends[0]), self._info.time(ends[1]))
-            )
-        for size, clips in zip(self._wanted.sizes, zip(*self._clips)):
+            faces.clip_boxes.append(full_resolution_box(self._found[middle][actor]))
+            faces.clip_seconds.append((self._info.time(first), self._info.time(last)))
+        for size, clips in zip(self._wanted.sizes, zip(*kept)):
             faces.clips[size] = np.stack(clips)
         if uncut := len(self._boxes):
             return [f"{uncut} clips not cut: frames of them could not be decoded"]
-        if faces.frames and not self._places:
-            return ["no clip: no face at the moments at which clips are cut"]
+        if faces.frames and not kept:
+            return ["no clip: no face stays at the moments at which clips are cut"]
         return []
 
     def _cut(self) -> None:
@@ -266,7 +282,7 @@ class _ClipCutter:
             numbers = self._plan[middle]
             if not all(number in self._frames for number in numbers):
                 continue
-            for box in self._boxes.pop(middle).tolist():
+            for actor, box in enumerate(self._boxes.pop(middle)):
                 crops = [
                     crop_face(
                         self._frames[number], box, self._wanted.settings.margin_parts
@@ -280,7 +296,7 @@ class _ClipCutter:
                             for size in self._wanted.sizes
                         ]
                     )
-                    self._places.append((middle, box))
+                    self._places.append((middle, actor))
             del self._plan[middle]
             needed = {number for each in self._plan.values() for number in each}
             self._frames = {

@@ -208,7 +208,8 @@ def _chart(entry: dict) -> str:
     probabilities = entry["probabilities"]
     tracks = track_faces(entry["frames"], entry["boxes"])
     persons = max(tracks) + 1
-    seconds = max(max(entry["times"]), 1e-3)
+    ends = [end for _, end in entry.get("clips", {}).get("seconds", [])]
+    seconds = max(*entry["times"], *ends, 1e-3)
     lines, legend = [], []
     for number, (name, scores) in enumerate(probabilities.items()):
         for person in range(persons):

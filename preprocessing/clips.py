@@ -28,7 +28,14 @@ MAX_FRAMES = 32
 SECONDS = 1.0  # of a clip, where that is not more than MAX_FRAMES
 CLIPS = 4  # moments of a video
 DEFAULT_RATE = 25.0  # frames a second, of a video whose container has no rate
-QUALITY = {"crf": "12", "preset": "veryfast", "g": str(2 * MAX_FRAMES), "bf": "0"}
+QUALITY = {
+    "crf": "12",
+    "preset": "veryfast",
+    "bf": "0",
+    # one key frame, also where the picture changes at once
+    "g": str(2 * MAX_FRAMES),
+    "sc_threshold": "0",
+}
 
 
 class Clip(NamedTuple):
@@ -62,6 +69,37 @@ def clip_numbers(fps: float) -> range:
     return range(-(count // 2) * step, (count - count // 2) * step, step)
 
 
+def link_faces(
+    boxes: Mapping[int, Sequence[Sequence[float]] | None],
+) -> dict[int, list[int]]:
+    """The track of each face of each searched frame.
+
+    Args:
+        boxes: of each searched frame's faces, in half-resolution pixels.
+    """
+    numbers = sorted(boxes)
+    faces = [
+        (number, full_resolution_box(box))
+        for number in numbers
+        for box in boxes[number] or []
+    ]
+    tracks = iter(track_faces([n for n, _ in faces], [box for _, box in faces]))
+    return {number: [next(tracks) for _ in boxes[number] or []] for number in numbers}
+
+
+def stays_in_view(
+    tracks: Mapping[int, Sequence[int]], track: int, first: int, last: int
+) -> bool:
+    """Whether a face is found in every searched frame from `first` to `last`.
+
+    Args:
+        tracks: of `link_faces`.
+    """
+    return all(
+        track in each for number, each in tracks.items() if first <= number <= last
+    )
+
+
 def choose_clips(
     boxes: Mapping[int, Sequence[Sequence[float]] | None],
     frames: int,
@@ -79,30 +117,17 @@ def choose_clips(
         offsets: of a clip's frames from its middle one.
         count: moments.
     """
-    faces = [
-        (number, actor, box)
-        for number in sorted(boxes)
-        for actor, box in enumerate(boxes[number] or [])
-    ]
-    tracks = track_faces(
-        [number for number, _, _ in faces],
-        [full_resolution_box(box) for _, _, box in faces],
-    )
-    seen: dict[int, set[int]] = {number: set() for number in boxes}
-    for (number, _, _), track in zip(faces, tracks):
-        seen[number].add(track)
+    tracks = link_faces(boxes)
     moments: dict[int, list[Clip]] = {}
-    for (middle, actor, box), track in zip(faces, tracks):
+    for middle, faces in tracks.items():
         numbers = range(middle + offsets.start, middle + offsets.stop, offsets.step)
         first, last = numbers[0], numbers[-1]
-        searched = [number for number in boxes if first <= number <= last]
-        if (
-            first >= 0
-            and last < frames
-            and all(track in seen[number] for number in searched)
-        ):
-            clip = Clip(middle, numbers, actor, box)
-            moments.setdefault(middle, []).append(clip)
+        if first < 0 or last >= frames:
+            continue
+        for actor, (track, box) in enumerate(zip(faces, boxes[middle] or [])):
+            if stays_in_view(tracks, track, first, last):
+                clip = Clip(middle, numbers, actor, box)
+                moments.setdefault(middle, []).append(clip)
     middles = sorted(moments)
     places = np.linspace(0, len(middles) - 1, min(count, len(middles)), dtype=int)
     return [clip for place in places for clip in moments[middles[place]]]

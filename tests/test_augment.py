@@ -124,6 +124,27 @@ def test_pca_shifts_by_hand():
     assert not shift[..., 1:].any() and shift.any()
 
 
+def test_the_frames_of_a_clip_shift_by_the_same_colour():
+    """Also where the principal components of a frame are others."""
+    frames = [np.full((20, 20, 3), 125, np.uint8) for _ in range(2)]
+    for channel, frame in enumerate(frames):
+        frame[::2, :, channel], frame[1::2, :, channel] = 40, 210
+    seed = next(n for n in range(99) if np.random.default_rng(n).normal() > 1.5)
+    own, shifted = (
+        fancy_pca(frames[1], np.random.default_rng(seed), coloured).astype(int)
+        for coloured in (None, frames[0])
+    )
+    first = fancy_pca(frames[0], np.random.default_rng(seed)).astype(int)
+    np.testing.assert_array_equal(shifted - frames[1], first - frames[0])
+    assert (own != shifted).any()
+    transform, differ = TrainingTransform(96), 0
+    for number in range(60):
+        one, two = transform.clip(frames, number)
+        np.testing.assert_array_equal(one, transform(frames[0], number))
+        differ += (two != transform(frames[1], number)).any()
+    assert 0 < differ < 30  # PCA has a probability of 0.7 / 6
+
+
 def test_hue_shifts_by_hand():
     """One draw each for hue, saturation and value.
 

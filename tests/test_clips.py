@@ -3,6 +3,7 @@
 import csv
 import shutil
 from importlib import import_module
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -23,7 +24,7 @@ from preprocessing.clips import (
 )
 from preprocessing.crop_table import CLIP, read_crop_table
 from preprocessing.crops import read_image
-from preprocessing.video import VideoInfo, read_frames
+from preprocessing.video import VideoInfo, probe, read_frames
 from runtime.cli import UserError
 from runtime.files import open_csv, write_csv
 from tests.media import FAKE, REAL, random_frames, write_video
@@ -90,6 +91,7 @@ def test_frames_of_a_clip_by_hand():
 @pytest.mark.parametrize("size", [(48, 64), (37, 51)])
 def test_a_clip_file_is_nearly_lossless_and_has_one_key_frame(tmp_path, size):
     frames = np.stack(random_frames(32, *size))
+    frames[20:] = frames[20:, ::-1]  # a cut
     path = tmp_path / "clip.mp4"
     write_clip(path, frames, 29.97)
     found, fps = read_clip(path.read_bytes(), "clip", "remedy")
@@ -199,22 +201,32 @@ def test_a_fake_that_ends_before_a_clip_has_none(with_clips, tmp_path, monkeypat
     assert "no face stays in view" in (data / "failures.csv").read_text()
 
 
-def test_a_clip_of_frames_without_the_face_is_left_out(
+def test_a_clip_whose_face_does_not_stay_is_left_out(
     dfdc, clip_checkpoint, monkeypatch
 ):
-    """Where a later frame is smaller, its crop is empty; the others are there."""
+    """Frame 4, which the first of two clips skips, shows no face."""
     from inference import extraction
 
-    def shrinking(path, numbers, info):
-        for number, frame in read_frames(path, numbers, info):
-            yield number, frame[:10, :10] if number % 5 == 4 else frame
-
-    monkeypatch.setattr(extraction, "read_frames", shrinking)
     members = plain_members([clip_checkpoint / "one", clip_checkpoint / "clip"])
-    ensemble = Ensemble(members, "cpu")
+    wanted = Ensemble(members, "cpu").wanted
     (path,) = (dfdc / "dfdc_train_part_3").glob("*.mp4")
-    faces = extraction.extract_faces(path, ensemble.wanted, "cpu")
-    assert faces.frames and all(each % 5 != 4 for each in faces.clip_frames)
+    settings = wanted.clips.settings
+    info = probe(path)
+    plan = plan_clips(range(info.frames), info, settings)
+    first, second = plan
+    assert plan[first][0] < 4 < plan[first][-1] < plan[second][0]
+    assert 4 not in plan[first]
+
+    def without_face(path, numbers, info):
+        for number, frame in read_frames(path, numbers, info):
+            yield number, 0 * frame if number == 4 else frame
+
+    faces = extraction.extract_faces(path, wanted, "cpu")
+    assert {*faces.clip_frames} == {first, second}
+    monkeypatch.setattr(extraction, "read_frames", without_face)
+    faces = extraction.extract_faces(path, wanted, "cpu")
+    assert {*faces.clip_frames} == {second}
+    assert len(faces.clips[settings.size]) == len(faces.clip_frames)
 
 
 def settings(**more):
@@ -263,6 +275,20 @@ def test_a_blend_flickers_and_its_partner_does_not(with_clips):
             # one draw of both: the first frame is the same
             assert (held["image"][0] == fake["image"][0]).all()
             assert (held["image"][0] != untouched[0]).any()
+
+
+def test_a_frame_that_is_shown_twice_has_one_disturbance(with_clips, monkeypatch):
+    """Else a network would know a slow real video by its equal frames."""
+    clips = read_crop_table(with_clips, kind=CLIP)
+    real = int(np.flatnonzero(clips["label"] == 0)[0])
+    none = dict.fromkeys(("augmented", "landmark_cutout", "hull_cutout"), 0.0)
+    dataset = TrainingCrops(clips, settings(**none, half_cutout=0.0, self_blended=1.0))
+    numbers = [3, 3, *range(4, 2 + T)]
+    monkeypatch.setattr(dataset, "_choose_frames", lambda *_: numbers)
+    for is_blend in (True, False):
+        frames = dataset[real, 1, is_blend]["image"]
+        same = [(one == two).all() for one, two in pairwise(frames)]
+        assert same == [True] + [False] * (T - 2)
 
 
 @pytest.mark.slow

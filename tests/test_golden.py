@@ -25,6 +25,7 @@ from preprocessing.crops import crop_face
 from preprocessing.faces import INFERENCE_THRESHOLDS, FaceDetector, half_size
 from preprocessing.video import probe, read_frames
 from tests.test_preprocessing import STEPS
+from training.checkpoint import load_classifier, start_from
 from training.config import Config
 from training.model import DeepFakeClassifier
 from training.schedule import poly_learning_rate
@@ -84,6 +85,16 @@ def test_b7_keys_and_shapes():
     expected = recorded("b7_state_dict_shapes.json")
     assert shapes == expected
     report(f"B7: {len(expected)} keys and shapes equal")
+
+
+def test_a_clip_network_begins_with_the_answers_of_a_recorded_checkpoint():
+    (path,) = GOLDEN.glob("golden_*_b2_*")
+    frame, settings = load_classifier(path)
+    clip = DeepFakeClassifier("tf_efficientnet_b2.ns_jft_in1k", clip_frames=3).eval()
+    start_from(clip, frame.state_dict(), path)
+    images = torch.randn(6, 3, settings.size, settings.size)
+    with torch.inference_mode():
+        assert torch.equal(clip.frame_logits(images), frame(images))
 
 
 def test_frames_boxes_and_crops_at_inference():

@@ -1,5 +1,7 @@
 """The evidence on change over time: the pairs, the frames, the people, the tables."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -161,7 +163,7 @@ def test_a_slow_video_shows_whole_frames_twice(still):
     assert shown.tolist() == [0, 0, 1, 2, 2]
     slow = Condition(rate=10)  # around the middle: at -0.2, -0.1, 0, 0 and 0.1 s
     for *_, clip in test_clips(faces_of(still, 1), FLICKER, config(), slow):
-        same = [(one == two).all() for one, two in zip(clip, clip[1:])]
+        same = [(one == two).all() for one, two in pairwise(clip)]
         assert same == [False, False, True, False]
 
 

@@ -12,7 +12,7 @@ after setting that variable.
 import math
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ class TrainingTransform:
 
     def seed(self, seed: int) -> None:
         """Seed every random number generator of the transforms."""
+        self._coloured: np.ndarray | None = None
         self._rng = np.random.default_rng(seed)
         # Not `set_random_seed`: it gives each transform the same stream of random
         # numbers, so that their decisions are correlated.
@@ -54,6 +55,21 @@ class TrainingTransform:
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
         self.seed(seed)
         return self._compose(image=image)["image"]
+
+    def clip(self, images: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+        """Augment the frames of a clip alike."""
+        augmented, coloured = [], None
+        for image in images:
+            self.seed(seed)
+            self._coloured = coloured
+            augmented.append(self._compose(image=image)["image"])
+            coloured = self._coloured
+        return augmented
+
+    def _fancy_pca(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """With the components of a clip's first frame: signs may differ in the next."""
+        self._coloured = image if self._coloured is None else self._coloured
+        return fancy_pca(image, rng, self._coloured)
 
     def _apply(
         self, function: ImageFunction, image: np.ndarray, **_: object
@@ -84,7 +100,7 @@ class TrainingTransform:
         )
         colour_variants = [
             A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
-            custom(fancy_pca, p=0.5),
+            custom(self._fancy_pca, p=0.5),
             custom(hue_saturation_value, p=0.5),
         ]
         return A.Compose(
@@ -121,7 +137,9 @@ def gauss_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-def fancy_pca(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def fancy_pca(
+    image: np.ndarray, rng: np.random.Generator, coloured: np.ndarray | None = None
+) -> np.ndarray:
     """Shift each channel by a constant along the colours' principal components.
 
     Method: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural
@@ -132,10 +150,10 @@ def fancy_pca(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         image: (h, w, 3) uint8.
+        coloured: the image whose components are used; none: its own.
     """
-    values, components = np.linalg.eigh(
-        np.cov(image.reshape(-1, 3).astype(float) / 255, rowvar=False)
-    )
+    colours = (image if coloured is None else coloured).reshape(-1, 3).astype(float)
+    values, components = np.linalg.eigh(np.cov(colours / 255, rowvar=False))
     values, components = values[::-1], components[:, ::-1]
     shift = 255 * rng.normal(0, 0.1) * (components.T @ values)
     return np.clip(image + shift, 0, 255).astype(np.uint8)

@@ -290,7 +290,7 @@ class TrainingCrops(Dataset):
         if rng.random() < self.config.augmented:
             self._transform = self._transform or TrainingTransform(size)
             transform_seed = rng.getrandbits(32)
-            images = [self._transform(image, transform_seed) for image in images]
+            images = self._transform.clip(images, transform_seed)
         else:
             images = [plain_transform(image, size) for image in images]
         smoothing = self.config.label_smoothing
@@ -324,16 +324,20 @@ class TrainingCrops(Dataset):
         codec_seed = extra.integers(2**63)
         codec = np.random.default_rng(codec_seed)
         is_encoded = bool(config.codec) and codec.random() < config.codec
-        images = [*frames]
+        chosen = [0]
         if is_clip:
             rate = codec.uniform(*FRAME_RATES) if is_encoded else 0.0
-            images = self._clip_frames(frames, fps, rate, extra)
+            chosen = self._choose_frames(len(frames), fps, rate, extra)
+        # a frame that is shown twice is one picture, with one disturbance
+        numbers, shown = np.unique(chosen, return_inverse=True)
+        images = [frames[number] for number in numbers]
         if is_blend or (is_clip and label == 0):
             images, mask = self._blend(images, sample, is_blend, extra)
             label = float(is_blend)
             diff = (mask * 255).astype(np.uint8)
         elif label == 1 and extra.random() < config.pair_mixup:
             images[0], label = self._mix_with_original(row, images[0], extra)
+        images = [images[number] for number in shown]
         if is_encoded and is_clip:
             images = [*encode_clip(np.stack(images), codec)]
         elif is_encoded:
@@ -370,12 +374,13 @@ class TrainingCrops(Dataset):
             return half_cutout(image, diff, is_fake, rng)
         return image
 
-    def _clip_frames(
-        self, frames: np.ndarray, fps: float, rate: float, rng: np.random.Generator
-    ) -> list[np.ndarray]:
+    def _choose_frames(
+        self, count: int, fps: float, rate: float, rng: np.random.Generator
+    ) -> list[int]:
         """The frames of a clip that the network sees, at a random place and speed.
 
         Args:
+            count: of the clip's frames.
             rate: frames a second to which the clip is reduced; 0: none.
         """
         settings = self.config.input
@@ -383,7 +388,7 @@ class TrainingCrops(Dataset):
         if rng.random() < self.config.augmented:
             speed = float(np.exp(rng.uniform(-1, 1) * np.log(MAX_SPEED)))
         numbers = choose_frames(
-            len(frames),
+            count,
             fps,
             settings.clip_frames,
             settings.clip_spacing * speed,
@@ -393,7 +398,7 @@ class TrainingCrops(Dataset):
         if drop < DROPPED_FRAMES * self.config.augmented and len(numbers) > 1:
             place = int(rng.integers(1, len(numbers)))
             numbers[place] = numbers[place - 1]
-        return [frames[number] for number in numbers]
+        return numbers
 
     def _blend(
         self,
