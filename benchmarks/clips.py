@@ -1,7 +1,8 @@
 """Clips beside pictures, and clip networks beside frame networks.
 
-    python -m benchmarks.clips --data-dir DATA        after ./preprocess_data.sh DATA --clips
-    python -m benchmarks.clips --test-dir VIDEOS      extraction at prediction
+    python -m benchmarks.clips --data-dir DATA        what a clip's size tells, after
+                                                      ./preprocess_data.sh DATA --clips
+    python -m benchmarks.clips --test-dir VIDEOS      files, and extraction at prediction
     python -m benchmarks.clips                        the networks alone
 
 Method: of DATA's clips the AUC of a random forest that sees only a clip's size on disk,

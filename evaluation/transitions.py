@@ -561,6 +561,10 @@ def main(argv: list[str] | None = None) -> int:
     results_path, differences_path = (
         options.output_dir / name for name in ("results.csv", "differences.csv")
     )
+
+    def scores_path(pairs: str, network: str, seed: int) -> Path:
+        return options.output_dir / f"{pairs}_{network}_{seed}.npy"
+
     rows, differences = _read_rows(results_path), _read_rows(differences_path)
     done = {(pairs, network, int(seed)) for pairs, network, _, seed, *_ in rows}
     # a run that was interrupted between the two files is made again
@@ -578,18 +582,15 @@ def main(argv: list[str] | None = None) -> int:
             scored = score_pairs(trainer, test_faces, pairs, condition)
             scored_rows.append([pairs, network, name, seed, *auc_interval(*scored)])
             if name == "strength 1":
-                scores_path = options.output_dir / f"{pairs}_{network}_{seed}.npy"
-                np.save(scores_path, scored[2])
-                frame_path = options.output_dir / f"{pairs}_{FRAME}_{seed}.npy"
+                np.save(scores_path(pairs, network, seed), scored[2])
+                frame_path = scores_path(pairs, FRAME, seed)
                 if network != FRAME and frame_path.exists():
                     both = scored[2], np.load(frame_path)
                     difference = paired_interval(*scored[:2], both, (1, -1))
                     differences.append([pairs, network, name, seed, *difference])
                 if pairs == SHUFFLED[1]:
-                    first = options.output_dir / f"{SHUFFLED[0]}_{network}_{seed}.npy"
-                    mean = paired_interval(
-                        *scored[:2], (scored[2], np.load(first)), (0.5, 0.5)
-                    )
+                    both = scored[2], np.load(scores_path(SHUFFLED[0], network, seed))
+                    mean = paired_interval(*scored[:2], both, (0.5, 0.5))
                     scored_rows.append([SHUFFLED_MEAN, network, name, seed, *mean])
         if pairs == FLICKER:
             for name, auc in score_dataset(trainer, new_people, techniques).items():

@@ -232,7 +232,7 @@ class _ClipCutter:
         # not those that other members search: they would decide about these clips
         self._searched = frozenset(numbers)
         self._found: dict[int, list[list[float]]] = {}
-        self._boxes: dict[int, list[list[float]]] = {}
+        self._waiting: list[int] = []  # middle frames, for frames of their clips
         self._ends = {
             middle: (each[0], each[-1]) for middle, each in self._plan.items()
         }
@@ -250,7 +250,7 @@ class _ClipCutter:
         if number in self._searched:
             self._found[number] = boxes.tolist()
         if number in self._plan:
-            self._boxes[number] = boxes.tolist()
+            self._waiting.append(number)
             self._cut()
 
     def finish(self, faces: VideoFaces) -> list[str]:
@@ -270,7 +270,7 @@ class _ClipCutter:
             faces.clip_seconds.append((self._info.time(first), self._info.time(last)))
         for size, clips in zip(self._wanted.sizes, zip(*kept)):
             faces.clips[size] = np.stack(clips)
-        if uncut := len(self._boxes):
+        if uncut := len(self._waiting):
             return [f"{uncut} clips not cut: frames of them could not be decoded"]
         if faces.frames and not kept:
             return ["no clip: no face stays at the moments at which clips are cut"]
@@ -278,11 +278,12 @@ class _ClipCutter:
 
     def _cut(self) -> None:
         """Cut the clips whose boxes and frames are all there."""
-        for middle in [*self._boxes]:
+        for middle in [*self._waiting]:
             numbers = self._plan[middle]
             if not all(number in self._frames for number in numbers):
                 continue
-            for actor, box in enumerate(self._boxes.pop(middle)):
+            self._waiting.remove(middle)
+            for actor, box in enumerate(self._found[middle]):
                 crops = [
                     crop_face(
                         self._frames[number], box, self._wanted.settings.margin_parts

@@ -229,6 +229,29 @@ def test_a_clip_whose_face_does_not_stay_is_left_out(
     assert len(faces.clips[settings.size]) == len(faces.clip_frames)
 
 
+def test_a_clip_of_a_frame_that_its_box_is_not_in_is_left_out(
+    dfdc, clip_checkpoint, monkeypatch
+):
+    """Where a frame that is not searched is smaller, its crop is empty."""
+    from inference import extraction
+
+    wanted = Ensemble(plain_members([clip_checkpoint / "clip"]), "cpu").wanted
+    settings = wanted.clips.settings.model_copy(update={"frames_per_video": 3})
+    clips = wanted.clips._replace(settings=settings)
+    wanted = wanted._replace(plans=[extraction.FramePlan(3, 0)], clips=clips)
+    (path,) = (dfdc / "dfdc_train_part_3").glob("*.mp4")
+    (chosen,) = {*extraction.extract_faces(path, wanted, "cpu").clip_frames}
+
+    def shrinking(path, numbers, info):
+        for number, frame in read_frames(path, numbers, info):
+            yield number, frame[:10, :10] if 0 < number - chosen < 5 else frame
+
+    monkeypatch.setattr(extraction, "read_frames", shrinking)
+    faces = extraction.extract_faces(path, wanted, "cpu")
+    assert chosen in faces.frames and not faces.clip_frames
+    assert "no clip: no face stays" in faces.reason
+
+
 def settings(**more):
     values = {"size": 48, "clip_frames": T} | more.pop("input", {})
     return Config(input=values, encoder="tf_efficientnet_lite0", **more)

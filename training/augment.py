@@ -53,8 +53,7 @@ class TrainingTransform:
         self._compose.set_random_state(self._rng, random.Random(seed))
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
-        self.seed(seed)
-        return self._compose(image=image)["image"]
+        return self.clip([image], seed)[0]
 
     def clip(self, images: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         """Augment the frames of a clip alike."""
