@@ -166,6 +166,8 @@ def test_folds_are_split_and_every_second_frame_validates(data):
     crops = read_crop_table(data)
     with pytest.raises(UserError, match="the other folds hold no FAKE crop.*--fold"):
         train_val_split(crops, 0, 20)
+    training, _ = train_val_split(crops, 0, 20, self_blended=1.0)
+    assert {*training["label"]} == {0}
     with open_csv(data / "folds.csv") as file:
         header, *rows = csv.reader(file)
     rows += [[*row[:-1], "2"] for row in rows if row[-1] == "0"]

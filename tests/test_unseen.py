@@ -361,6 +361,26 @@ def test_blends_do_not_depend_on_the_number_of_processes():
         assert own == batches[rank::2]
 
 
+@pytest.mark.parametrize("shards", [None, np.arange(30) // 4])
+def test_without_any_fake_every_fake_is_a_blend(shards):
+    """Of the real crops alone: half of what is drawn are blends, also in batches of
+    one, which hold no real crop beside them."""
+    reals = np.zeros(30, int)
+    for batch_size in (1, 8):
+        sampler = BalancedSampler(
+            reals, 480, 7, batch_size=batch_size, shards=shards, self_blended=1.0
+        )
+        items = list(sampler)
+        rows, _, blends = (np.array(each) for each in zip(*items))
+        assert len(items) == 480 and sum(blends) == 240
+        for is_blend in (0, 1):
+            counts = np.bincount(rows[blends == is_blend], minlength=30)
+            assert len(counts) == 30 and counts.min() > 0
+        if batch_size == 1:
+            # each of a draw's crops once as itself and once as a blend
+            assert {*np.bincount(rows)} == {16}
+
+
 @pytest.fixture(scope="module")
 def crops(train_data):
     return read_crop_table(train_data)

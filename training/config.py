@@ -211,7 +211,7 @@ class Config(BaseModel):
         ge=0,
         le=1,
         description="fraction of the fakes that are a real crop of the same batch "
-        "blended with itself",
+        "blended with itself; at 1 training needs no fakes, validation does",
     )
     part_blended: float = Field(
         default=0.0,

@@ -37,12 +37,15 @@ MIN_CHANGE = 200
 
 
 def train_val_split(
-    crops: CropTable, fold: int, validation_frame_step: int
+    crops: CropTable, fold: int, validation_frame_step: int, self_blended: float = 0.0
 ) -> tuple[CropTable, CropTable]:
     """Training crops (all other folds) and validation crops (this fold).
 
     Validation uses every `validation_frame_step`-th frame. Test crops, whose split is
     test or whose fold is `NO_FOLD`, are in neither.
+
+    Args:
+        self_blended: if 1, training needs no fakes.
 
     Raises:
         UserError: one of the two has no reals or no fakes.
@@ -53,6 +56,8 @@ def train_val_split(
     validation = crops.select(in_fold & (crops["frame"] % validation_frame_step == 0))
     for part, name in ((training, "the other folds"), (validation, f"fold {fold}")):
         for label, label_name in ((0, "REAL"), (1, "FAKE")):
+            if part is training and label == 1 and self_blended == 1:
+                continue
             if not (part["label"] == label).any():
                 raise UserError(
                     f"{folds_path(crops.root)}: {name} hold no {label_name} crop; "
@@ -128,7 +133,8 @@ class BalancedSampler(Sampler[tuple[int, ...]]):
         shards: (N,), the shard of each crop. If given, whole shards are drawn, some at
             a time, and each is read in order. The distributions of the number of fakes
             in a batch and of how often a crop is drawn stay the same.
-        self_blended: fraction of the fakes that are replaced by blends.
+        self_blended: fraction of the fakes that are replaced by blends. If it is 1 and
+            there are no fakes, each real crop counts as one too.
 
     `epoch` must be set before each epoch.
     """
@@ -145,6 +151,12 @@ class BalancedSampler(Sampler[tuple[int, ...]]):
         shards: np.ndarray | None = None,
         self_blended: float = 0.0,
     ):
+        # the crop of each row; rows beyond the table are real crops that count as fakes
+        self._crops = np.arange(len(labels))
+        if self_blended == 1 and not (labels == 1).any():
+            self._crops = np.tile(self._crops, 2)
+            labels = np.repeat([0, 1], len(labels))
+            shards = None if shards is None else np.tile(shards, 2)
         self._labels, self._self_blended = labels, self_blended
         self._rows_by_label = [np.flatnonzero(labels == label) for label in (0, 1)]
         self._count, self._seed = count, seed
@@ -174,6 +186,8 @@ class BalancedSampler(Sampler[tuple[int, ...]]):
         blends = np.zeros(total, bool)
         for batch in order.swapaxes(1, 2).reshape(-1, self._batch_size):
             self._choose_blends(batch, rows, seeds, blends, generator)
+        blends |= self._crops[rows] != rows  # of a batch without a real crop
+        rows = self._crops[rows]
         yield from zip(rows[own].tolist(), seeds[own].tolist(), blends[own].tolist())
 
     def _choose_blends(

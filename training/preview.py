@@ -42,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(options.config, options.set)
     is_clip = bool(config.input.clip_frames)
     crops = read_crop_table(options.data_dir, options.format, config.input.kind)
-    training, _ = train_val_split(crops, options.fold, config.validation_frame_step)
+    training, _ = train_val_split(
+        crops, options.fold, config.validation_frame_step, config.self_blended
+    )
     training, _ = treat_unchanged(training, config.unchanged)
     sampler = BalancedSampler(
         training["label"],

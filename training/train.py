@@ -247,7 +247,7 @@ def train(options: argparse.Namespace, config: Config, world: World) -> None:
     crops = read_crop_table(options.data_dir, options.format, config.input.kind)
     crops = leave_out(crops, options.leave_out)
     training, validation = train_val_split(
-        crops, options.fold, config.validation_frame_step
+        crops, options.fold, config.validation_frame_step, config.self_blended
     )
     training, unchanged = treat_unchanged(training, config.unchanged)
     sampler = _make_sampler(trainer, training)
