@@ -12,7 +12,7 @@ from tests.test_unseen import make_trainer
 from training.checkpoint import load_classifier, read_start, save_checkpoint, start_from
 from training.config import Config
 from training.distributed import World
-from training.model import DeepFakeClassifier
+from training.model import DeepFakeClassifier, to_channels_last
 from training.temporal import TemporalPointwise, hold_side_taps, is_over_time
 from training.trainer import Trainer
 
@@ -57,7 +57,7 @@ def test_a_clip_network_begins_as_the_frame_network_bit_for_bit(
 
 
 def test_dense_begins_as_the_frame_network_too():
-    frame, clip = pair(B0, "dense")
+    frame, clip = (to_channels_last(each) for each in pair(B0, "dense"))
     images = torch.randn(2 * T, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(clip.frame_logits(images), frame(images))
@@ -77,9 +77,10 @@ def test_a_convolution_over_time_beside_a_loop(kind):
         before, after = max(number - 1, start), min(number + 1, start + T - 1)
         one, two, three = (images[each] for each in (before, number, after))
         if kind == "dense":
-            kernels = [layer.side_taps[0], layer.weight, layer.side_taps[1]]
+            centre = layer.weight[..., 0, 0]
+            kernels = [layer.side_taps[0], centre, layer.side_taps[1]]
             mixed = sum(
-                torch.einsum("oi,ihw->ohw", kernel[..., 0, 0], image)
+                torch.einsum("oi,ihw->ohw", kernel, image)
                 for kernel, image in zip(kernels, (one, two, three))
             )
             expected.append(mixed + layer.bias[:, None, None])
@@ -111,13 +112,15 @@ def test_clips_of_a_batch_do_not_see_each_other_and_order_matters():
         assert ((other_order - together).abs() > 1e-3).all()
 
 
-def test_training_moves_the_side_taps_unless_they_are_held():
+@pytest.mark.parametrize("kind", ["depthwise", "dense"])
+def test_training_moves_the_side_taps_unless_they_are_held(kind):
     settings = {"size": 48, "clip_frames": T}
     torch.manual_seed(1)
     clips = torch.randint(0, 256, (4, T, 48, 48, 3), dtype=torch.uint8)
     batch = {"image": clips, "label": torch.tensor([0.0, 1, 0, 1])}
     for hold in (False, True):
-        trainer = make_trainer(encoder="tf_efficientnet_lite0", input=settings)
+        encoder = "tf_efficientnet_lite0"
+        trainer = make_trainer(encoder=encoder, input=settings, temporal=kind)
         if hold:
             hold_side_taps(trainer.network)
         trainer.step([batch], 0)

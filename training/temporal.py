@@ -26,7 +26,7 @@ class TemporalPointwise(nn.Conv2d):
 
     `weight` and `bias` are those of the frame network's layer. `side_taps` begin as
     zeros: depthwise (2, C_out), what is added of the frame before and the frame after;
-    dense (2, C_out, C_in, 1, 1), the kernels of both. The depthwise `centre_tap`
+    dense (2, C_out, C_in), the kernels of both. The depthwise `centre_tap`
     (C_out,) begins as ones; the dense one is `weight`.
 
     Args:
@@ -40,7 +40,8 @@ class TemporalPointwise(nn.Conv2d):
         )
         self.weight, self.bias = layer.weight, layer.bias
         self.frames, self.kind = frames, kind
-        shape = (2, *self.weight.shape) if kind == "dense" else (2, self.out_channels)
+        # three dimensions: `channels_last` refuses weights of five
+        shape = (2, *self.weight.shape[: 2 if kind == "dense" else 1])
         self.side_taps = nn.Parameter(self.weight.new_zeros(shape))
         if kind == "depthwise":
             self.centre_tap = nn.Parameter(self.weight.new_ones(self.out_channels))
@@ -50,11 +51,12 @@ class TemporalPointwise(nn.Conv2d):
         features = super().forward(images)
         if self.kind == "dense":
             padded = self._repeat_ends(images)
+            before, after = self.side_taps[..., None, None]
             convolve = nn.functional.conv2d
             return (
                 features
-                + convolve(self._frames(padded[:, :-2], images), self.side_taps[0])
-                + convolve(self._frames(padded[:, 2:], images), self.side_taps[1])
+                + convolve(self._frames(padded[:, :-2], images), before)
+                + convolve(self._frames(padded[:, 2:], images), after)
             )
         before, after = self.side_taps
         kernel = torch.stack([before, self.centre_tap, after], 1)
