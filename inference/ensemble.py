@@ -301,12 +301,12 @@ class Ensemble:
         inputs = []
         for faces, places in zip(videos, seen):
             if places.any():
-                kind = (
-                    faces.clips if self.settings[number].clip_frames else faces.inputs
-                )
+                kind, frames = faces.inputs, faces.frames
+                if self.settings[number].clip_frames:
+                    kind, frames = faces.clips, faces.clip_frames
                 images = kind[size] if places.all() else kind[size][places]
                 if self.members[number].mirrored == "alternate":
-                    images = _mirror_every_second(images)
+                    images = _mirror_every_second(images, np.array(frames)[places])
                 inputs.append(images)
         if not inputs:
             return np.zeros(0, np.float32)
@@ -491,8 +491,11 @@ def _largest(frames: Sequence[int], boxes: Sequence[Sequence[int]]) -> np.ndarra
     return np.isin(range(len(frames)), [place for _, place in best.values()])
 
 
-def _mirror_every_second(images: np.ndarray) -> np.ndarray:
-    """(K, …, S, S, 3) with the second, fourth, … mirrored."""
+def _mirror_every_second(images: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """(K, …, S, S, 3) with those of the second, fourth, … of their frames (K,) mirrored,
+    so that of several people in a frame each is mirrored half of the time.
+    """
     images = images.copy()
-    images[1::2] = images[1::2, ..., ::-1, :]
+    is_second = np.unique(frames, return_inverse=True)[1] % 2 == 1
+    images[is_second] = images[is_second][..., ::-1, :]
     return images

@@ -47,7 +47,7 @@ class Member(BaseModel):
     mirrored: Literal["no", "mean", "alternate"] | None = Field(
         default=None,
         description="mean: the mean score of a face and its mirror image; alternate: "
-        "every second face mirrored; as the checkpoint says if not given",
+        "the faces of every second frame mirrored; as the checkpoint says if not given",
     )
 
 

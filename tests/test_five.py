@@ -173,10 +173,39 @@ def test_an_attention_network_is_trained_saved_and_loaded(tmp_path):
         torch.testing.assert_close(loaded(inputs), trainer.network(inputs))
 
 
-def test_attention_needs_feature_maps():
-    model = make_classifier(config(encoder="test_vit", head="attention"))
-    with pytest.raises(UserError, match="needs an encoder with feature maps"):
-        model(torch.randn(1, 3, 64, 64))
+def test_attention_begins_with_the_encoder_of_a_plain_network(tmp_path):
+    """As the second-placed team did; what is of the head stays new."""
+    torch.manual_seed(0)
+    plain = DeepFakeClassifier(LITE0)
+    model = make_classifier(config(head="attention"))
+    new = {key: value.clone() for key, value in model.state_dict().items()}
+    start_from(model, plain.state_dict(), tmp_path)
+    for key, value in model.state_dict().items():
+        before = plain.state_dict() if key.startswith("encoder.") else new
+        assert torch.equal(value, before[key]), key
+    # with all of another's, the head included
+    other = make_classifier(config(head="attention"))
+    start_from(other, model.state_dict(), tmp_path)
+    assert torch.equal(other.fc.weight, model.fc.weight)
+
+
+def test_attention_over_the_tokens_of_a_vision_transformer():
+    model = make_classifier(config(encoder="test_vit", head="attention")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        tokens = model.features(images)  # a class token, then 4 x 4 patches
+        maps = torch.zeros(2, tokens.shape[2], 4, 4)
+        for place in range(16):
+            maps[:, :, place // 4, place % 4] = tokens[:, 1 + place]
+        expected = model.pool(maps)
+        assert torch.equal(model.pool(tokens), expected)
+        assert torch.equal(model.pool(maps.permute(0, 2, 3, 1)), expected)
+        assert model(images).shape == (2,)
+        with pytest.raises(UserError, match="needs an encoder with feature maps"):
+            model.pool(tokens[:, 3:])
+
+
+def test_attention_sees_single_frames():
     with pytest.raises(ValueError, match="attention sees single frames"):
         config(head="attention", input={"clip_frames": 3})
 

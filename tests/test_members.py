@@ -116,6 +116,16 @@ def test_the_largest_face_of_each_frame_and_every_second_one_mirrored(
         np.testing.assert_allclose(ours[chosen], scores, atol=1e-5)
 
 
+def test_alternate_mirrors_each_of_two_people_half_of_the_time(faces, checkpoints):
+    assert [*np.bincount(faces.frames)[::2]] == [2] * 10  # two faces in each frame
+    path = checkpoints / "one"
+    mirrored = [frame // 2 % 2 == 1 for frame in faces.frames]
+    member = Member(checkpoint=str(path), mirrored="alternate")
+    ((ours,),) = Ensemble([member], "cpu")([faces])
+    expected = slow_scores(path, faces.inputs[64], mirrored)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
 def test_weights_shrinking_and_faces_that_are_not_seen_by_hand():
     entry = {
         "filename": "a.mp4",

@@ -11,6 +11,8 @@ Method: Hu et al., "See Better Before Looking Closer: Weakly Supervised Data Aug
        second-placed team in DFDC.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -100,17 +102,39 @@ class AttentionClassifier(DeepFakeClassifier):
         """Pooled features (N, M, C) and maps (N, M, h, w), float32 in any precision:
         small numbers have steep roots.
         """
-        self._check(features)
+        features = self._as_maps(features)
         maps = self.attention(features).float()
         with torch.autocast(features.device.type, enabled=False):
             return pool_by_maps(features.float(), maps), maps
 
-    def _check(self, features: Tensor) -> None:
-        if features.ndim != 4 or features.shape[1] * MAPS != self.fc.in_features:
+    def _as_maps(self, features: Tensor) -> Tensor:
+        """Feature maps (N, C, h, w), also of the tokens (N, K, C) of a vision transformer
+        and of (N, h, w, C).
+        """
+        channels = self.fc.in_features // MAPS
+        if features.ndim == 3:
+            patches = features[:, getattr(self.encoder, "num_prefix_tokens", 0) :]
+            side = math.isqrt(patches.shape[1])
+            if side**2 == patches.shape[1]:
+                features = patches.unflatten(1, (side, side))
+        if features.ndim == 4 and features.shape[1] != channels:
+            features = features.permute(0, 3, 1, 2)
+        if features.ndim != 4 or features.shape[1] != channels:
             raise UserError(
-                "head: attention needs an encoder with feature maps (N, C, h, w), such "
-                "as an EfficientNet or legacy_xception"
+                "head: attention needs an encoder with feature maps or a square of "
+                "tokens, such as an EfficientNet, legacy_xception or vit_small_patch16_224"
             )
+        return features
+
+
+def is_of_head(key: str) -> bool:
+    """Whether an entry of such a network's weights belongs to its head."""
+    return key.startswith(("attention.", "fc.")) or key == "centres"
+
+
+def is_attention(weights: Mapping[str, Any]) -> bool:
+    """Whether weights are of a network with attention maps."""
+    return any(key.startswith("attention.") for key in weights)
 
 
 def pool_by_maps(features: Tensor, maps: Tensor) -> Tensor:

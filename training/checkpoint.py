@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from runtime.cli import UserError, one_line
 from runtime.files import atomic_file
+from training.attention import is_attention, is_of_head
 from training.config import Config, InputSettings
 from training.model import DeepFakeClassifier
 from training.networks import make_classifier
@@ -136,8 +137,9 @@ def read_start(path: Path) -> dict | None:
 
 
 def start_from(model: DeepFakeClassifier, weights: dict, path: Path) -> None:
-    """Load such weights; a clip network also begins with a frame network's, and one with
-    a stem for residuals with those of one without.
+    """Load such weights; a clip network also begins with a frame network's, one with a
+    stem for residuals with those of one without, and one with attention maps, whose last
+    layer is another, with the encoder of one without.
 
     Raises:
         UserError: they do not fit.
@@ -146,6 +148,9 @@ def start_from(model: DeepFakeClassifier, weights: dict, path: Path) -> None:
     for is_new in (is_over_time, is_of_residuals):
         if not any(is_new(key) for key in weights):
             weights = weights | {key: own[key] for key in own if is_new(key)}
+    if is_attention(own) and not is_attention(weights):
+        weights = {key: weights[key] for key in weights if not key.startswith("fc.")}
+        weights |= {key: own[key] for key in own if is_of_head(key)}
     _load_weights(model, weights, path, "this encoder")
 
 

@@ -66,7 +66,8 @@ class ResidualStem(nn.Module):
     def residuals(self, images: Tensor) -> Tensor:
         """(N, 3, S, S), in grey levels, within -LIMIT..LIMIT.
 
-        In float32 whatever the precision, else the picture would leak in.
+        In float32 whatever the precision, else the picture would leak in. Images that
+        come in bfloat16 (`predict --precision bfloat16`) are rounded already.
         """
         divisors = torch.tensor(DIVISORS, device=images.device).view(1, 3, 1, 1)
         with torch.autocast(images.device.type, enabled=False):
