@@ -43,7 +43,14 @@ from evaluation.tables import frame_scores, read_faces
 from preprocessing.crop_table import FOLDER_COLUMN, CropTable, read_crop_table
 from preprocessing.dataset import NO_FOLD
 from preprocessing.layout import crops_dir, folds_path
-from runtime.cli import UserError, make_parser, non_negative_int, one_line, run_main
+from runtime.cli import (
+    UserError,
+    describe_changes,
+    make_parser,
+    non_negative_int,
+    one_line,
+    run_main,
+)
 from runtime.device import add_device_option, pick_device
 from runtime.files import (
     atomic_file,
@@ -163,11 +170,10 @@ def check_settings(options: argparse.Namespace, recipes: dict[str, list[str]]) -
     """
     path = options.output_dir / "settings.json"
     config = load_config(options.config, options.set).model_dump(mode="json")
-    inputs = {f"input.{key}": value for key, value in config.pop("input").items()}
     study = {
         "data_dir": str(options.data_dir.resolve()),
         "shuffle_labels": options.shuffle_labels,
-        "config": {**config, **inputs},
+        "config": config,
         "recipes": recipes,
     }
     saved: dict = {}
@@ -178,18 +184,7 @@ def check_settings(options: argparse.Namespace, recipes: dict[str, list[str]]) -
             saved = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path}: is damaged; delete it") from error
-    changed = []
-    for name, value in study.items():
-        known = saved.get(name, value)
-        if isinstance(value, dict) and isinstance(known, dict):
-            changed += [
-                f"{key} ({known[key]}, now {value[key]})"
-                for key in value
-                if known.get(key, value[key]) != value[key]
-            ]
-        elif known != value:
-            changed.append(f"{name} ({known}, now {value})")
-    if changed:
+    if changed := describe_changes(saved, study):
         raise UserError(
             f"{options.output_dir}: was begun with another {', '.join(changed)}; use the "
             "same settings, or give another --output-dir"

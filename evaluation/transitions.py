@@ -32,7 +32,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,14 @@ from preprocessing.dataset import Video
 from preprocessing.datasets import read_dataset
 from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
 from preprocessing.video import probe, read_frames, sort_files
-from runtime.cli import UserError, fraction, make_parser, positive_int, run_main
+from runtime.cli import (
+    UserError,
+    describe_changes,
+    fraction,
+    make_parser,
+    positive_int,
+    run_main,
+)
 from runtime.device import add_device_option, pick_device
 from runtime.executor import (
     add_executor_options,
@@ -68,6 +75,7 @@ from training.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "transitions.yaml"
 MOMENTS = 4  # of a video
+RESULTS = "results.csv"
 AROUND, FAR = 0.6, (-2.0, -1.0, 1.0, 2.0)  # seconds around a moment that are kept
 STRENGTHS = (1.0, 0.5, 0.25, 0.125)
 DRAWS = 2  # pairs of each test moment
@@ -203,6 +211,11 @@ def read_faces(path: Path, folder: Path) -> Faces:
     with np.load(_cache_path(path, folder)) as saved:
         arrays = [saved[name] for name in saved.files]
     return Faces(path.stem, arrays[::2], arrays[1::2])
+
+
+def covers_clip(times: np.ndarray) -> bool:
+    """Whether frames at some seconds from a moment fill a clip, to a tenth of a second."""
+    return bool(times[0] <= 0.1 - AROUND and times[-1] >= AROUND - 0.1)
 
 
 def _cache_path(path: Path, folder: Path) -> Path:
@@ -538,6 +551,8 @@ def main(argv: list[str] | None = None) -> int:
     config = load_config(options.config, options.set)
     if config.input.clip_frames < 2:
         raise UserError(f"{options.config}: set input.clip_frames to 2 or more")
+    if not 0 < options.test_share < 1:
+        raise UserError("--test-share: must be between 0 and 1")
     paths = _find_videos(options.videos)
     dataset = read_dataset(options.dataset) if options.dataset else None
     _check_settings(options, config, paths)
@@ -559,7 +574,7 @@ def main(argv: list[str] | None = None) -> int:
     new_people = [found[video.path] for video in new]
     techniques = [video.technique or "fake" * video.is_fake for video in new]
     results_path, differences_path = (
-        options.output_dir / name for name in ("results.csv", "differences.csv")
+        options.output_dir / name for name in (RESULTS, "differences.csv")
     )
 
     def scores_path(pairs: str, network: str, seed: int) -> Path:
@@ -629,30 +644,43 @@ def _find_videos(folders: Sequence[Path]) -> list[Path]:
 def _cut_all(
     paths: Sequence[Path], options: argparse.Namespace, size: int
 ) -> dict[Path, Faces]:
-    """The faces of all videos; those that cannot be read have none."""
+    """The faces of all videos. Those that cannot be used have none, which is said."""
     folder = options.output_dir / "clips"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in paths if not _cache_path(path, folder).exists()]
     task = partial(cut_faces, folder=folder, size=size, device=options.device)
+    reasons = {}
     for path, _, error in map_items(
         task, missing, executor_options(options), "cut faces", "video"
     ):
         if isinstance(error, UserError):
-            print(f"{path}: {error_reason(error, path)}")
+            reasons[path] = error_reason(error, path)
         elif error is not None:
             raise error
-    return {
-        path: read_faces(path, folder)
-        if _cache_path(path, folder).exists()
-        else Faces(path.stem, [], [])
-        for path in paths
-    }
+    found = {path: Faces(path.stem, [], []) for path in paths}
+    for path in (path for path in paths if path not in reasons):
+        all_faces = read_faces(path, folder)
+        long_enough = [covers_clip(times) for times in all_faces.times]
+        found[path] = Faces(
+            path.stem, *([*compress(each, long_enough)] for each in all_faces[1:])
+        )
+        if not all_faces.images:
+            reasons[path] = "no face found"
+        elif not any(long_enough):
+            reasons[path] = f"shorter than {2 * AROUND:g} s"
+    for path, reason in reasons.items():
+        print(f"left out: {path}: {reason}")
+    return found
 
 
 def _check_settings(
     options: argparse.Namespace, config: Config, paths: Sequence[Path]
 ) -> None:
-    """Save the settings, so that results of others are not mixed in."""
+    """Save the settings, so that results of others are not mixed in.
+
+    Raises:
+        UserError: the folder has results of other settings.
+    """
     path = options.output_dir / "settings.json"
     values = {
         "config": config.model_dump(mode="json"),
@@ -660,15 +688,23 @@ def _check_settings(
         "test_share": options.test_share,
         "dataset": str(options.dataset and options.dataset.resolve()),
     }
-    text = json.dumps(values, indent=1)
-    if path.exists() and path.read_text() != text:
-        raise UserError(
-            f"{options.output_dir}: was begun with another config or other videos; give "
-            "another --output-dir"
-        )
+    # nothing is lost while no network is trained
+    if path.exists() and (options.output_dir / RESULTS).exists():
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged; delete it") from error
+        same_videos = saved.get("videos") == values["videos"]
+        changed = ["list of videos"] * (not same_videos)
+        saved.pop("videos", None)
+        if changed := changed + describe_changes(saved, values):
+            raise UserError(
+                f"{options.output_dir}: was begun with another {', '.join(changed)}; use "
+                "the same settings, or give another --output-dir"
+            )
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(json.dumps(values, indent=1))
 
 
 def _read_rows(path: Path) -> list[list]:
@@ -732,7 +768,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--test-share",
         type=fraction,
         default=0.35,
-        help="of the people who are kept for the test, 0 to 1",
+        help="of the people who are kept for the test, between 0 and 1",
     )
     add_executor_options(parser)
     add_device_option(parser)

@@ -123,7 +123,8 @@ def plan_clips(
     """The frames of clips around some frames of a video, by the middle one.
 
     Evenly spread among those with room on both sides; where none has any, frames are
-    repeated at the ends of the only one.
+    repeated at the ends of the only one. A video with fewer frames a second than the
+    clip repeats frames too. Of a single frame there is no clip.
 
     Args:
         numbers: frames whose faces are searched.
@@ -139,9 +140,10 @@ def plan_clips(
     ]
     roomy = roomy or [numbers[len(numbers) // 2]]
     chosen = [roomy[n] for n in frame_numbers(len(roomy), settings.clips_per_video)]
-    return {
+    clips = {
         number: shown_at(times, times[number] + offsets).tolist() for number in chosen
     }
+    return {number: each for number, each in clips.items() if len({*each}) > 1}
 
 
 def extract_faces(
@@ -272,6 +274,8 @@ class _ClipCutter:
             faces.clips[size] = np.stack(clips)
         if uncut := len(self._waiting):
             return [f"{uncut} clips not cut: frames of them could not be decoded"]
+        if not self._ends:
+            return ["no clip: all frames of one would be the same"]
         if faces.frames and not kept:
             return ["no clip: no face stays at the moments at which clips are cut"]
         return []

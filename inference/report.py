@@ -138,12 +138,12 @@ class Report:
         clips = entry.get("clips", {}).get("probabilities", {})
         alone = self._aggregation._replace(weights={}, shrink=1.0)
         for name, scores in network_scores(entry):
-            label = video_label(_only(entry, name), alone)
+            label = f"{video_label(_only(entry, name), alone):.4f}" if scores else "–"
             spread = f"{min(scores):.4f} to {max(scores):.4f}" if scores else "none"
             spread += " (clips)" if name in clips and scores else ""
             cells = (
                 f'<td class="name">{escape(name)}</td>'
-                f'<td class="number">{label:.4f}</td>'
+                f'<td class="number">{label}</td>'
                 f'<td class="number">{spread}</td>'
             )
             rows.append(f"<tr>{cells}</tr>")

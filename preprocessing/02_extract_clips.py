@@ -10,6 +10,7 @@ Method: as the crops: a fake is cut with its original's boxes, at the same frame
        moments of a video, evenly spread (--clips-per-video).
 """
 
+import argparse
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def extract_clips(video: Video, root: Path, count: int) -> None:
     clips = [clip for clip in wanted if clip.numbers[-1] < info.frames]
     if not clips:
         length = offsets.stop - offsets.start
-        skipped.append(f"no face stays in view for {length} frames: no clip")
+        skipped.append(
+            f"no clip: of {info.frames} frames no {length} around a searched one show "
+            "a face in all that were searched"
+        )
     images: dict[str, list[np.ndarray]] = {}
     numbers = sorted({number for clip in clips for number in clip.numbers})
     with atomic_folder(clips_dir(root, video.name), skipped) as folder:
@@ -67,14 +71,20 @@ def extract_clips(video: Video, root: Path, count: int) -> None:
         ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = step_parser(__doc__)
+def add_clips_option(parser: argparse.ArgumentParser) -> None:
+    """Add --clips-per-video."""
     parser.add_argument(
         "--clips-per-video",
         type=positive_int,
         default=CLIPS,
-        help="evenly spread moments of a video",
+        help="evenly spread moments of a video; what was cut stays: delete DATA/clips "
+        "to change it",
     )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = step_parser(__doc__)
+    add_clips_option(parser)
     options = parser.parse_args(argv)
     dataset = open_dataset(options)
     videos = [video for video in dataset.videos if not video.crops]

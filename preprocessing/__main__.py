@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="also cut clips, for networks that see change over time",
     )
+    import_module(f"preprocessing.{CLIP_STEP}").add_clips_option(parser)
     import_module(f"preprocessing.{LANDMARK_STEP}").add_landmarks_option(parser)
     options = parser.parse_args(argv)
     common = [
@@ -73,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             own = ["--device", options.device] if step in DETECTOR_STEPS else []
             if step == DETECTION_STEP:
                 own += ["--with-crops"]
+            if step == CLIP_STEP:
+                own += ["--clips-per-video", str(options.clips_per_video)]
             if step == LANDMARK_STEP:
                 own += ["--landmarks", options.landmarks]
                 own += ["--points", str(options.points)]

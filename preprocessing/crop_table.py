@@ -238,9 +238,9 @@ def read_crop_table(
     table = table.select(table.is_value(KIND_COLUMN, kind))
     if not len(table):
         raise UserError(
-            f"{path}: lists no {kind}s; run ./preprocess_data.sh {root}"
-            + " --clips" * (kind == CLIP)
-            + " --format wds" * in_shards
+            f"{path}: lists no {kind}s; run ./preprocess_data.sh again"
+            + " with --clips" * (kind == CLIP)
+            + " with --format wds" * in_shards
         )
     return table
 

@@ -14,7 +14,8 @@ import multiprocessing
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 class UserError(ValueError):
@@ -87,6 +88,21 @@ def positive_float(text: str) -> float:
 def non_negative_float(text: str) -> float:
     """An argparse type: a number of at least 0."""
     return _at_least(float(text), 0, text, "a number of at least 0")
+
+
+def describe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`KEY (OLD, now NEW)` of the settings that differ, also within groups of them.
+
+    Settings that are in one of the two only do not count.
+    """
+    found = []
+    for key in (key for key in new if key in old):
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            inner = describe_changes(old[key], new[key])
+            found += [f"{key}.{each}" for each in inner]
+        elif old[key] != new[key]:
+            found.append(f"{key} ({old[key]}, now {new[key]})")
+    return found
 
 
 def fraction(text: str) -> float:

@@ -12,11 +12,18 @@ from benchmarks import growth, plain, report, submission
 from evaluation import disguise, robustness, score
 from evaluation.perturbations import PERTURBATIONS
 from inference import predict
-from runtime.cli import make_parser, positive_int
+from runtime.cli import describe_changes, make_parser, positive_int
 from runtime.files import atomic_folder, skip_reasons
 from training import train
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_changed_settings_are_named_also_in_groups():
+    old = {"a": 1, "b": {"c": [1], "d": 2}, "gone": 3}
+    new = {"a": 1, "b": {"c": [2], "d": 2}, "more": 4}
+    assert describe_changes(old, new) == ["b.c ([1], now [2])"]
+    assert describe_changes(old, old) == []
 
 
 class Parsed(Exception):

@@ -198,7 +198,9 @@ def test_a_fake_that_ends_before_a_clip_has_none(with_clips, tmp_path, monkeypat
     assert step.main(arguments) == 0
     assert list((data / "clips" / REAL).glob("*.mp4"))
     assert not list((data / "clips" / FAKE).glob("*.mp4"))
-    assert "no face stays in view" in (data / "failures.csv").read_text()
+    assert (
+        "show a face in all that were searched" in (data / "failures.csv").read_text()
+    )
 
 
 def test_a_clip_whose_face_does_not_stay_is_left_out(
@@ -397,6 +399,24 @@ def test_planned_clips_by_hand():
     assert plan == {33: [27, 33, 39], 66: [60, 66, 72]}
     short = VideoInfo(5, 30.0, 0.0, 64, 48, (), 0.0, False)
     assert plan_clips([0, 2, 4], short, settings) == {2: [0, 2, 4]}
+    one = VideoInfo(1, 30.0, 0.0, 64, 48, (), 0.0, False)
+    assert plan_clips([0], one, settings) == {}
+
+
+def test_a_video_of_one_frame_has_no_clip(dfdc, clip_checkpoint, tmp_path):
+    (source,) = (dfdc / "dfdc_train_part_3").glob("*.mp4")
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    frames = [frame for _, frame in read_frames(source, [0])]
+    write_video(folder / "a.mp4", frames, crf="10")
+    report = f"--report={tmp_path / 'report'}"
+    assert run(folder, clip_checkpoint, ["one", "clip"], tmp_path, report) == 0
+    with open(tmp_path / "submission.report.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert "no clip: all frames of one would be the same" in row["reason"]
+    # the network that gave no answer is not shown as one that said 0.5
+    (page,) = (tmp_path / "report" / "videos").glob("*.html")
+    assert '<td class="number">–</td><td class="number">none</td>' in page.read_text()
 
 
 def test_prediction_mixes_networks_of_frames_and_of_clips(

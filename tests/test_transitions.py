@@ -211,7 +211,7 @@ def test_the_study_from_videos_to_tables(tmp_path, capsys, monkeypatch):
     assert transitions.main([*map(str, arguments)]) == 0
     assert "networks to train" not in capsys.readouterr().out
     assert (tmp_path / "out" / "results.csv").read_bytes() == before
-    with pytest.raises(UserError, match="another config or other videos"):
+    with pytest.raises(UserError, match=r"another config.batch_size \(\d+, now 4\)"):
         transitions.main([*map(str, arguments), "--set", "batch_size=4"])
     with pytest.raises(UserError, match="at least two people"):
         (folder / "actor2.mp4").unlink()

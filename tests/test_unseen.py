@@ -659,10 +659,14 @@ def test_the_study_resumes_and_writes_its_table(
     assert f"about {5 * 6 * 100 * 32 / 10 / 3600:.1f} hours of" in printed
     assert "(unseen)" in printed and "plain" in printed
     assert (tmp_path / "out" / "table.txt").read_text() in printed
-    with pytest.raises(UserError, match=r"with another epochs \(6, now 5\); use"):
+    with pytest.raises(
+        UserError, match=r"with another config.epochs \(6, now 5\); use"
+    ):
         study.main([*map(str, arguments), "--set", "epochs=5"])
     recipes.write_text("plain: {}\nmore: {codec: 0.7}\nlast: {ema: 0.9}\n")
-    with pytest.raises(UserError, match=r"another more \(\['codec=0.5'.*'codec=0.7'\]"):
+    with pytest.raises(
+        UserError, match=r"another recipes.more \(\['codec=0.5'.*'codec=0.7'\]"
+    ):
         study.main([*map(str, arguments)])
     assert read_image(tmp_path / "out" / "table.png").std() > 10
     recipes.write_text("plain: {}\nmore: {codex: 0.7}\n")

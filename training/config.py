@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from preprocessing.clips import SECONDS
 from preprocessing.crop_table import CLIP, CROP
@@ -76,6 +83,13 @@ class InputSettings(BaseModel):
     clips_per_video: int = Field(
         default=4, ge=1, le=64, description="evenly spaced clips of each face"
     )
+
+    @field_validator("clip_frames")
+    @classmethod
+    def _no_clip_of_one_frame(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("a clip has 2 frames or more; 0 means single frames")
+        return value
 
     @property
     def kind(self) -> str:

@@ -54,14 +54,17 @@ def train_val_split(
     training = crops.select(usable & (crops["fold"] != fold))
     in_fold = usable & (crops["fold"] == fold)
     validation = crops.select(in_fold & (crops["frame"] % validation_frame_step == 0))
-    for part, name in ((training, "the other folds"), (validation, f"fold {fold}")):
+    parts = (training, "the other folds hold"), (validation, f"fold {fold} holds")
+    for part, name in parts:
         for label, label_name in ((0, "REAL"), (1, "FAKE")):
             if part is training and label == 1 and self_blended == 1:
                 continue
             if not (part["label"] == label).any():
+                remedy = "choose another --fold, 0 to 15"
+                if not (crops["label"][usable] == label).any():
+                    remedy = "there are none in any fold, and validation needs some"
                 raise UserError(
-                    f"{folds_path(crops.root)}: {name} hold no {label_name} crop; "
-                    "choose another --fold, 0 to 15"
+                    f"{folds_path(crops.root)}: {name} no {label_name} crop; {remedy}"
                 )
     return training, validation
 

@@ -36,6 +36,7 @@ from preprocessing.layout import landmarks_dir
 from runtime.cli import (
     MachineError,
     UserError,
+    describe_changes,
     make_parser,
     non_negative_int,
     one_line,
@@ -433,17 +434,12 @@ def _find_resume(
     old["input"] = defaults["input"] | old["input"]
     old["left_out"] = checkpoint.get("left_out", [])
     new = config.model_dump() | {"seed": options.seed, "left_out": options.leave_out}
-    changed = [
-        key
-        for key in new
-        if old.get(key) != new[key] and key not in ("epochs", "accumulate")
-    ]
-    if changed:
-        key = changed[0]
+    for key in ("epochs", "accumulate"):
+        del new[key]
+    if changed := describe_changes(old, new):
         raise UserError(
-            f"{path} was made with another {', '.join(changed)} ({old.get(key)}, now "
-            f"{new[key]}); use the same settings, give another --prefix, or begin anew "
-            "with --resume none"
+            f"{path} was made with another {', '.join(changed)}; use the same settings, "
+            "give another --prefix, or begin anew with --resume none"
         )
     return checkpoint
 
@@ -476,7 +472,8 @@ def _print_summary(
         f"{name}: {config.encoder} at {config.input.size} px on "
         f"{world.size} x {world.device.type}"
     )
-    print(f"  {counts[0]} crops to train on, {counts[1]} to validate on")
+    kind = config.input.kind
+    print(f"  {counts[0]} {kind}s to train on, {counts[1]} to validate on")
     images = f"{world.size} processes x {config.batch_size}"
     if accumulate > 1:
         images += f" x {accumulate} batches added up"
