@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inference.aggregate import POOLED, RULES, Aggregation
 from runtime.cli import UserError
@@ -49,6 +49,12 @@ class Member(BaseModel):
         description="mean: the mean score of a face and its mirror image; alternate: "
         "the faces of every second frame mirrored; as the checkpoint says if not given",
     )
+
+    @field_validator("mirrored", mode="before")
+    @classmethod
+    def _bare_no(cls, value: object) -> object:
+        """YAML reads `no` as false."""
+        return "no" if value is False else value
 
 
 class EnsembleFile(BaseModel):

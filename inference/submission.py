@@ -59,6 +59,8 @@ class Journal:
             self.entries = {
                 entry["filename"]: entry for entry in lines[1:] if is_answered(entry)
             }
+        elif lines:
+            print(f"{self.path}: is of a run with other settings; beginning anew")
         with atomic_file(self.path) as temporary:
             kept = [header, *self.entries.values()]
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -65,6 +65,8 @@ def test_base_and_overrides(tmp_path):
         ("lr: 0.1", ["unknown key 'lr'", "did you mean 'learning_rate'?"]),
         ("size: 300", ["unknown key 'size'", "did you mean 'input.size'?"]),
         ("input: {sise: 300}", ["unknown key 'input.sise'", "did you mean 'size'?"]),
+        ("epochs: 1\nepochs: 2", ["'epochs' is given twice"]),
+        ("temporal: dense", ["temporal: dense needs clips"]),
         ("zzz: 1", ["unknown key 'zzz'", "known keys are encoder"]),
         ("epochs: many", ["epochs", "integer"]),
         ("epochs: 100", ["max_iterations is 100500", "at least 250000"]),

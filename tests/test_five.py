@@ -198,8 +198,8 @@ def test_attention_over_the_tokens_of_a_vision_transformer():
         for place in range(16):
             maps[:, :, place // 4, place % 4] = tokens[:, 1 + place]
         expected = model.pool(maps)
-        assert torch.equal(model.pool(tokens), expected)
-        assert torch.equal(model.pool(maps.permute(0, 2, 3, 1)), expected)
+        for same in (tokens, maps.permute(0, 2, 3, 1)):
+            torch.testing.assert_close(model.pool(same), expected, atol=1e-3, rtol=1e-4)
         assert model(images).shape == (2,)
         with pytest.raises(UserError, match="needs an encoder with feature maps"):
             model.pool(tokens[:, 3:])

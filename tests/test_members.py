@@ -116,6 +116,13 @@ def test_the_largest_face_of_each_frame_and_every_second_one_mirrored(
         np.testing.assert_allclose(ours[chosen], scores, atol=1e-5)
 
 
+def test_a_bare_no_of_yaml_is_no():
+    (member,) = EnsembleFile(
+        **yaml.safe_load("members: [{checkpoint: a, mirrored: no}]")
+    ).members
+    assert member.mirrored == "no"
+
+
 def test_alternate_mirrors_each_of_two_people_half_of_the_time(faces, checkpoints):
     assert [*np.bincount(faces.frames)[::2]] == [2] * 10  # two faces in each frame
     path = checkpoints / "one"

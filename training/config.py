@@ -299,6 +299,8 @@ class Config(BaseModel):
             )
         if self.alternate == 1:
             raise ValueError("alternate=1 never trains the weights over time")
+        if self.temporal == "dense" and not frames:
+            raise ValueError("temporal: dense needs clips: set input.clip_frames")
         if frames and self.head == "attention":
             raise ValueError("head: attention sees single frames, not clips")
         if frames and self.pair_mixup:
@@ -407,7 +409,9 @@ def _read(path: Path, depth: int = 0) -> dict:
             "the project's own configurations are in configs/"
         ) from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold `key: value` lines; see configs/b7.yaml")
+        raise UserError(
+            f"{path}: must hold `key: value` lines, as those in configs/ do"
+        )
     base = values.pop("base", None)
     if base is None:
         return values
@@ -421,9 +425,19 @@ def _read(path: Path, depth: int = 0) -> dict:
 
 def _parse(text: str | bytes, source: object) -> object:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{source}: not YAML: {one_line(error, 300)}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader`, which refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        given = [key.value for key, _ in node.value]
+        if twice := [key for key in given if given.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -16,9 +16,19 @@ def make_classifier(config: Config, pretrained: str = "none") -> DeepFakeClassif
     """
     model: DeepFakeClassifier
     if config.encoder.startswith(VIDEO_NETWORKS):
-        if config.alternate or config.head == "attention":
+        unknown = [
+            name
+            for name, is_set in (
+                ("alternate", config.alternate),
+                ("head: attention", config.head == "attention"),
+                ("temporal: dense", config.temporal == "dense"),
+            )
+            if is_set
+        ]
+        if unknown:
             raise UserError(
-                f"encoder {config.encoder}: knows neither `alternate` nor `head`"
+                f"encoder {config.encoder}: does not know `{unknown[0]}`, which the "
+                "config or its base sets"
             )
         model = VideoClassifier(
             config.encoder, pretrained, config.dropout, config.input.clip_frames
