@@ -102,7 +102,8 @@ def _two(values: dict[str, list[float]], factor: float, form: str) -> str:
 def metadata_auc(clips: CropTable) -> tuple[float, float]:
     """AUC of a random forest on what a clip's file says without its pixels.
 
-    Of clips whose original has fakes; others tell the film, not the technique.
+    Args:
+        clips: of originals that have fakes; others tell the film, not the technique.
 
     Returns: length, side, rate and key frames alone, and with the size on disk.
     """
@@ -120,10 +121,10 @@ def metadata_auc(clips: CropTable) -> tuple[float, float]:
         groups.append(clips.name("original", row))
 
     folds = GroupKFold(min(5, len({*groups})))
+    forest = RandomForestClassifier(300, random_state=0, class_weight="balanced")
     table = np.array(features)
     aucs = []
     for seen in (table[:, :-1], table):
-        forest = RandomForestClassifier(300, random_state=0, class_weight="balanced")
         scores = cross_val_predict(
             forest, seen, labels, groups=groups, cv=folds, method="predict_proba"
         )

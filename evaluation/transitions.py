@@ -20,7 +20,7 @@ Reads  REAL videos with a face, at the top of the folders. What stands before tw
        --dataset DATA: a data set with techniques, whose fakes are scored too
 Writes OUT/results.csv: pairs,network,condition,seed,auc,low,high, with 95 % intervals
        over videos; OUT/differences.csv: clip minus frame network, paired; OUT/table.txt,
-       OUT/table.png; OUT/clips/: the faces, for the next run
+       OUT/table.png; OUT/clips_SIZE/: the faces, for the next run
 Resumes: what is in results.csv is not trained again; other settings are refused.
 Method: docs/transitions.md.
 """
@@ -645,7 +645,7 @@ def _cut_all(
     paths: Sequence[Path], options: argparse.Namespace, size: int
 ) -> dict[Path, Faces]:
     """The faces of all videos. Those that cannot be used have none, which is said."""
-    folder = options.output_dir / "clips"
+    folder = options.output_dir / f"clips_{size}"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in paths if not _cache_path(path, folder).exists()]
     task = partial(cut_faces, folder=folder, size=size, device=options.device)

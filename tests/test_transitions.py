@@ -189,15 +189,21 @@ def test_the_study_from_videos_to_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(transitions, "MOMENTS", 1)
     folder = tmp_path / "videos"
     folder.mkdir()
-    for actor in (1, 2):
-        make_clip(Clip(folder / f"actor{actor}.mp4", (actor,), actor, 30))
+    make_clip(Clip(folder / "actor1.mp4", (1,), 1, 30))
     arguments = [
         *("--videos", folder, "--output-dir", tmp_path / "out", "--seeds", 1),
         *("--workers", 0, "--device", "cpu", "--test-share", 0.5),
         *("--config", ROOT / "configs/transitions.yaml", "--set", "pretrained=none"),
         *("input.size=48", "epochs=1", "batches_per_epoch=2", "max_iterations=2"),
     ]
+    # a start that fails leaves nothing that another size or more videos would meet
+    with pytest.raises(UserError, match="at least two people"):
+        transitions.main([*map(str, arguments), "--set", "input.size=64"])
+    make_clip(Clip(folder / "actor2.mp4", (2,), 2, 30))
     assert transitions.main([*map(str, arguments)]) == 0
+    cut = tmp_path / "out" / "clips_48"
+    faces = transitions.read_faces(folder / "actor1.mp4", cut)
+    assert faces.images[0].shape[1:] == (48, 48, 3)
     printed = capsys.readouterr().out
     assert "7 of 7 networks to train" in printed and "strength 0.125" in printed
     rows = transitions._read_rows(tmp_path / "out" / "results.csv")
