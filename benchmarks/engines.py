@@ -3,13 +3,13 @@
     python -m benchmarks.engines [--test-dir VIDEOS --models CHECKPOINT …]
 
 Variants: PyTorch and, where it is installed, OpenVINO, in float32 and, where the processor
-       has it, bfloat16, as `inference.predict` runs them, on faces that are already in
-       memory.
+       has it, bfloat16, and ONNX Runtime with the networks of `inference.export`, as
+       `inference.predict` runs them, on faces that are already in memory.
 Answers: on the videos of --test-dir, beside PyTorch's in float32: the mean and largest
        difference of a face's probability and of a label, and Spearman's correlation of
        the faces' probabilities.
-An older processor: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 hold PyTorch back,
-       and OpenVINO by its own copy of oneDNN too.
+An older processor: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+       MKL_ENABLE_INSTRUCTIONS=AVX2 hold PyTorch and OpenVINO back.
 """
 
 import sys
@@ -25,11 +25,13 @@ from benchmarks.submission import extract_all_faces
 from inference.aggregate import ensemble_label
 from inference.engine import resolve
 from inference.ensemble import Ensemble
+from inference.export import export
 from inference.extraction import VideoFaces
 from inference.members import Engine, plain_members
 from runtime.cli import MachineError, make_parser, non_negative_int, positive_int
 from runtime.process import tune_malloc
 from runtime.results import print_results
+from training.checkpoint import load_classifier
 
 BASE = Engine("torch", "float32")
 
@@ -51,15 +53,25 @@ def score(models, engine, faces_file, count):
     return load(models, engine)([faces])
 
 
-def engines() -> list[Engine]:
-    """What exists here; the first is the one that all others are compared with."""
-    found = []
+def ways(models: tuple[Path, ...], folder: Path) -> dict[str, tuple]:
+    """Files and engine of each variant that exists here; all others are compared with
+    the first.
+    """
+    found = {}
     for name in ("torch", "openvino"):
         for precision in ("float32", "bfloat16"):
             try:
-                found.append(resolve(Engine(name, precision), "cpu"))
+                engine = resolve(Engine(name, precision), "cpu")
+                found[f"{name} {precision}"] = models, engine
             except MachineError as error:
                 print(f"{name} {precision}: {error}", file=sys.stderr)
+    files = tuple(folder / f"{path.name}.onnx" for path in models)
+    try:
+        for path, file in zip(models, files):
+            export(*load_classifier(path), file, "float32")
+        found["onnxruntime float32"] = files, BASE
+    except MachineError as error:
+        print(f"onnxruntime float32: {error}", file=sys.stderr)
     return found
 
 
@@ -123,16 +135,14 @@ def main(argv=None):
         size = load(models, BASE).settings[0].size
         images = np.concatenate([each.inputs[size] for each in faces])
         np.save(folder / "faces.npy", images[: options.faces])
-        timed = models[:1]
+        found = ways(models, folder)
         variants = {
-            f"{each.name} {each.precision}": partial(
-                score, timed, each, folder / "faces.npy", options.faces
-            )
-            for each in engines()
+            name: partial(score, files[:1], engine, folder / "faces.npy", options.faces)
+            for name, (files, engine) in found.items()
         }
         seconds = side_by_side(variants, options.rounds)
         base = load(models, BASE)(faces)
-        apart = [distances(load(models, each)(faces), base) for each in engines()]
+        apart = [distances(load(*each)(faces), base) for each in found.values()]
     rows = ratio_rows(seconds, "torch float32")
     count = min(options.faces, len(images))
     print_results(
@@ -141,7 +151,7 @@ def main(argv=None):
             row | {"seconds a face": round(row["seconds"] / count, 4)} | each
             for row, each in zip(rows, apart)
         ],
-        timed=timed[0].name,
+        timed=models[0].name,
         faces=f"{count} timed, {len(images)} compared",
         videos=len(faces),
         networks=len(models),

@@ -28,7 +28,7 @@ from runtime.cli import make_parser, positive_int
 from runtime.results import print_results
 from training.config import Config
 from training.dataset import BalancedSampler, TrainingCrops
-from training.train import make_loader
+from training.loaders import make_loader
 
 PARTS = 50
 REAL_SHARE = 19_154 / 119_146  # of DFDC's training videos

@@ -29,8 +29,8 @@ from runtime.files import write_csv
 from runtime.results import print_results
 from training.config import Config
 from training.dataset import BalancedSampler, TrainingCrops
+from training.loaders import make_loader
 from training.samples import Sample
-from training.train import make_loader
 
 CROP_SIZE, FRAMES = 300, 20
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")

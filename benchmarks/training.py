@@ -31,9 +31,9 @@ from runtime.results import print_results
 from training.config import Config
 from training.dataset import BalancedSampler, TrainingCrops
 from training.distributed import World
+from training.loaders import make_loader
 from training.losses import balanced_loss
 from training.model import DeepFakeClassifier, Normalize
-from training.train import make_loader
 from training.trainer import Trainer
 
 

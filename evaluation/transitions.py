@@ -48,7 +48,12 @@ from preprocessing.clips import centred_times, shown_at
 from preprocessing.crops import crop_face
 from preprocessing.dataset import Video
 from preprocessing.datasets import read_dataset
-from preprocessing.faces import INFERENCE_THRESHOLDS, half_size, load_detector
+from preprocessing.faces import (
+    DETECTOR_IMPORTS,
+    INFERENCE_THRESHOLDS,
+    half_size,
+    load_detector,
+)
 from preprocessing.video import probe, read_frames, sort_files
 from runtime.cli import (
     UserError,
@@ -651,7 +656,12 @@ def _cut_all(
     task = partial(cut_faces, folder=folder, size=size, device=options.device)
     reasons = {}
     for path, _, error in map_items(
-        task, missing, executor_options(options), "cut faces", "video"
+        task,
+        missing,
+        executor_options(options),
+        "cut faces",
+        "video",
+        imports=DETECTOR_IMPORTS,
     ):
         if isinstance(error, UserError):
             reasons[path] = error_reason(error, path)

@@ -36,6 +36,7 @@ FORM = 2  # of the converted networks; another one is converted anew
 ONNX = ".onnx"
 INPUT_KEY = "dfdc.input"  # an ONNX file's metadata: the input settings as JSON
 INSTALL_ONNX = "pip install -r requirements-onnx.txt -c constraints.txt"
+INSTALL_OPENVINO = "pip install -r requirements-openvino.txt -c constraints.txt"
 Network = Callable[[Tensor], Tensor]
 
 
@@ -55,15 +56,15 @@ def resolve(engine: Engine, device: str) -> Engine:
             "--engine openvino runs on CPUs; give --device cpu, or torch"
         )
     if name == "openvino" and not installed:
-        raise MachineError("--engine openvino: pip install openvino, or give torch")
+        raise MachineError(f"--engine openvino: {INSTALL_OPENVINO}, or give torch")
     if precision == "auto":
         precision = "float16" if on_gpu else "float32"
     if precision == "float16" and not on_gpu:
         raise MachineError("--precision float16 needs a GPU; give float32")
     if precision == "bfloat16" and not on_gpu and not _has_bfloat16():
         raise MachineError(
-            "--precision bfloat16: this processor has neither AMX nor AVX512-BF16 and "
-            "would be slower; give float32"
+            "--precision bfloat16: this processor has neither AMX nor AVX512-BF16, or "
+            "ONEDNN_MAX_CPU_ISA hides them; give float32"
         )
     return Engine(name, precision)
 
@@ -73,7 +74,9 @@ def _has_bfloat16() -> bool:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    has_flag = "avx512_bf16" in flags or "amx_bf16" in flags
+    # false where ONEDNN_MAX_CPU_ISA forbids them; OpenVINO would end with SIGSEGV
+    return has_flag and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def load_network(

@@ -21,9 +21,11 @@ from inference.aggregate import NO_ANSWER, RULES, TOP_FACES
 from inference.members import add_model_options
 from inference.submission import is_answered, report_path
 from inference.videos import find_test_videos
+from preprocessing.faces import DETECTOR_IMPORTS
 from runtime.cli import make_parser, non_negative_int, run_main
 from runtime.device import add_device_option
 from runtime.executor import add_executor_options
+from runtime.process import share_imports
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,10 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     add_executor_options(parser)
     add_device_option(parser)
     options = parser.parse_args(argv)
-    # here, since PyTorch takes seconds to load
+    wanted = find_test_videos(options.test_dir, options.list, options.recursive)
+    if options.workers != 0 and options.executor == "local":
+        share_imports(*DETECTOR_IMPORTS)
+    # here, since PyTorch takes seconds to load, now in two processes at a time
     from inference.run import predict
 
-    wanted = find_test_videos(options.test_dir, options.list, options.recursive)
     entries = predict(wanted, options)
     with_reason = sum(bool(entry["reason"]) for entry in entries.values())
     unanswered = sum(not is_answered(entry) for entry in entries.values())

@@ -14,6 +14,7 @@ from inference.pool import EnsemblePool
 from inference.report import Report, thumbnail
 from inference.submission import Journal, write_faces, write_submission
 from inference.videos import TestVideos
+from preprocessing.faces import DETECTOR_IMPORTS
 from preprocessing.video import describe_unused
 from runtime.cli import UserError
 from runtime.device import pick_devices
@@ -66,7 +67,13 @@ def predict(wanted: TestVideos, options: argparse.Namespace) -> dict[str, dict]:
     def found() -> Iterator[tuple[Path, VideoFaces]]:
         """The faces of each video, as the workers find them."""
         for path, result, error in map_items(
-            task, todo, executor, "predict", "video", options.test_dir
+            task,
+            todo,
+            executor,
+            "predict",
+            "video",
+            options.test_dir,
+            DETECTOR_IMPORTS,
         ):
             if isinstance(error, UserError):  # the video's own fault
                 result = VideoFaces(reason=error_reason(error, path))

@@ -23,7 +23,12 @@ import numpy as np
 
 from preprocessing.crops import write_crops
 from preprocessing.dataset import Video
-from preprocessing.faces import TRAINING_THRESHOLDS, half_size, load_detector
+from preprocessing.faces import (
+    DETECTOR_IMPORTS,
+    TRAINING_THRESHOLDS,
+    half_size,
+    load_detector,
+)
 from preprocessing.layout import boxes_path, crops_dir
 from preprocessing.pairs import FRAME_STEP, no_face
 from preprocessing.step import open_dataset, run_step, step_parser
@@ -145,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         options,
         "1 detect faces",
         dataset.skipped,
+        imports=DETECTOR_IMPORTS,
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from preprocessing.crops import read_image, write_array
 from preprocessing.dataset import Video
-from preprocessing.faces import LANDMARK_THRESHOLDS, load_detector
+from preprocessing.faces import DETECTOR_IMPORTS, LANDMARK_THRESHOLDS, load_detector
 from preprocessing.landmarks68 import COUNT, detect_landmarks, load_predictor
 from preprocessing.layout import cropped_videos, crops_dir, landmarks_dir
 from preprocessing.step import open_dataset, run_step, step_parser
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         lambda video: landmarks_dir(dataset.root, video.name),
         options,
         "3 extract landmarks",
+        imports=DETECTOR_IMPORTS,
     )
     if options.points != COUNT:
         return status

@@ -23,6 +23,7 @@ TRAINING_THRESHOLDS: Thresholds = (0.85, 0.95, 0.95)
 LANDMARK_THRESHOLDS: Thresholds = (0.65, 0.75, 0.75)
 INFERENCE_THRESHOLDS: Thresholds = (0.7, 0.8, 0.8)
 
+DETECTOR_IMPORTS = ("preprocessing.mtcnn",)  # slow: PyTorch and torchvision
 MIN_FACE_SIZE = 20  # facenet-pytorch's default, in pixels of the detector's input
 
 

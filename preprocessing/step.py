@@ -123,6 +123,7 @@ def run_step(
     step: str,
     skipped: Sequence[Skipped] = (),
     unit: str = "video",
+    imports: Sequence[str] = (),
 ) -> int:
     """Run one numbered step over the items whose `output` does not exist yet.
 
@@ -132,6 +133,7 @@ def run_step(
         options: options of `step_parser`.
         step: the step's name in the progress bar and in failures.csv.
         skipped: what `read_dataset` skipped; counts as failed, but for `Unused`.
+        imports: as for `map_items`.
 
     Returns:
         exit status: 0, or 1 if more than `--max-failures` of the items failed.
@@ -153,7 +155,7 @@ def run_step(
         probe = _shared_path_probe(output_root(options))
     with probe as shared_path:
         for item, _, error in map_items(
-            task, missing, executor, step, unit, shared_path
+            task, missing, executor, step, unit, shared_path, imports
         ):
             if isinstance(error, MachineError):
                 raise error

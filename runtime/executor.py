@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from runtime.cli import UserError, non_negative_float, non_negative_int, positive_float
-from runtime.process import tune_malloc
+from runtime.process import share_imports, tune_malloc
 from runtime.workers import Limits, WorkerPool
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def map_items(
     description: str,
     unit: str = "item",
     shared_path: Path = Path(),
+    imports: Sequence[str] = (),
 ) -> Iterator[tuple[Item, Result | None, Exception | None]]:
     """Run `task` on each item, with a progress bar.
 
@@ -141,6 +142,7 @@ def map_items(
         task: with workers a module's function, or a `functools.partial` of one.
         description, unit: of the progress bar.
         shared_path: a path that the workers of a cluster must see.
+        imports: slow modules that the task imports as it runs (`share_imports`).
 
     Yields:
         (item, result, None) or (item, None, error) in the order in which they finish.
@@ -153,6 +155,8 @@ def map_items(
         if in_process or not items:
             outcomes = _map_in_process(task, items)
         else:
+            if not options.is_cluster:
+                share_imports(*imports)
             outcomes = _map_in_workers(task, items, options, shared_path)
         for outcome in outcomes:
             bar.update()

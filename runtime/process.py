@@ -1,4 +1,4 @@
-"""Signals, lifetime and memory allocator of a process."""
+"""Start, signals, lifetime and memory allocator of a process."""
 
 import ctypes
 import multiprocessing
@@ -6,10 +6,27 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
+from typing import Final
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+# How processes are started: a server that has used no threads of PyTorch forks them. A
+# forked child of a process that has used some can deadlock.
+START_METHOD: Final = "forkserver"
+
+
+def share_imports(*modules: str) -> None:
+    """Begin to import modules for all processes that this one will start.
+
+    Returns at once: the server of `START_METHOD` imports them. It ends with the thread
+    that calls this, which should be the main one. No effect where it runs already.
+    """
+    multiprocessing.set_forkserver_preload(["runtime.server", *modules])
+    with block_sigint():
+        forkserver.ensure_running()
 
 
 @contextmanager

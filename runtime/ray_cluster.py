@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cli import MachineError, UserError, cleanups
+from runtime.process import share_imports
 from runtime.workers import Limits, WorkerLost, WorkerPool
 
 ROOT = Path(__file__).parent.parent
@@ -186,6 +187,7 @@ class _Actor:
         if not gpus:
             # every worker would take the machine's first GPU
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        share_imports()
         self._pool = WorkerPool(1)
 
     def start(self) -> None:

@@ -1,8 +1,7 @@
 """Worker processes for work that may hang, crash or eat the memory.
 
 `WorkerPool.map` runs a plain function on many items. Each worker is a process started
-by spawn (a forked child of a process that has used PyTorch's threads can deadlock). A
-thread of this process sends it one item at a time over a pipe and watches it: a worker
+by `START_METHOD`. A thread of this process sends it one item at a time over a pipe and watches it: a worker
 over the time or the memory limit is killed and replaced, and so is one that died. An
 item whose worker died, or ran out of memory, is retried once in a fresh worker, because
 another program or an earlier item may have been the cause. No worker outlives its
@@ -28,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from runtime.cli import MachineError, UserError, cleanups
 from runtime.device import take_turns
-from runtime.process import block_sigint, die_with_parent, tune_malloc
+from runtime.process import START_METHOD, block_sigint, die_with_parent, tune_malloc
 
 POLL_SECONDS = 0.5  # between two looks at a worker's clock and memory
 GIB = 2**30
@@ -189,7 +188,7 @@ class _WorkerSlot(Thread):
             raise self._worker_died() from error
 
     def _start_worker(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self._pipe, theirs = context.Pipe()
         with self._lock, block_sigint():
             if self._ended:

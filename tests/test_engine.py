@@ -44,7 +44,7 @@ def installed(monkeypatch):
         (("auto", "auto"), "cuda", True, False, ("torch", "float16")),
         (("torch", "bfloat16"), "cpu", True, True, ("torch", "bfloat16")),
         (("torch", "bfloat16"), "cuda", True, False, ("torch", "bfloat16")),
-        (("openvino", "auto"), "cpu", False, True, "pip install openvino"),
+        (("openvino", "auto"), "cpu", False, True, "requirements-openvino.txt"),
         (("openvino", "auto"), "cuda", True, True, "runs on CPUs"),
         (("auto", "float16"), "cpu", True, True, "needs a GPU"),
         (("auto", "bfloat16"), "cpu", True, False, "neither AMX nor AVX512-BF16"),
@@ -57,6 +57,18 @@ def test_what_is_chosen(installed, asked, device, openvino, bfloat16, expected):
             resolve(Engine(*asked), device)
     else:
         assert resolve(Engine(*asked), device) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "allowed", "expected"),
+    [("avx2", True, False), ("avx512_bf16", True, True), ("avx512_bf16", False, False)],
+)
+def test_where_there_is_bfloat16(monkeypatch, flags, allowed, expected):
+    """The processor's flag, and oneDNN, which ONEDNN_MAX_CPU_ISA may hold back."""
+    monkeypatch.setattr(engines.Path, "read_text", lambda path: flags)
+    name = "_is_mkldnn_bf16_supported"
+    monkeypatch.setattr(torch.ops.mkldnn, name, lambda: allowed, raising=False)
+    assert engines._has_bfloat16() == expected
 
 
 def test_a_packed_network_takes_pixels_and_gives_logits(checkpoints):

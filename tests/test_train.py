@@ -20,7 +20,7 @@ from timm.layers import convert_sync_batchnorm
 from preprocessing.crop_table import read_crop_table
 from runtime.cli import MachineError, UserError
 from tests.media import REAL
-from training import train
+from training import loaders, loop, train
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import InputSettings, load_config
 from training.curves import _points
@@ -186,11 +186,11 @@ def test_a_run_of_an_earlier_version_goes_on(train_data, trained, tmp_path, caps
 
 
 def test_a_step_is_shared_by_fewer_processes_or_not_at_all():
-    steps = [train._accumulation_steps(8, 12, processes) for processes in (8, 4, 2, 1)]
+    steps = [loop._accumulation_steps(8, 12, processes) for processes in (8, 4, 2, 1)]
     assert steps == [1, 2, 4, 8]
     message = "8 batches of 12 images, which 3 processes cannot share evenly"
     with pytest.raises(UserError, match=f"{message}; start 1, 2, 4 or 8"):
-        train._accumulation_steps(8, 12, 3)
+        loop._accumulation_steps(8, 12, 3)
 
 
 def test_gradients_added_up_are_those_of_one_batch_where_there_is_no_batch_norm():
@@ -449,7 +449,7 @@ def test_images_that_do_not_fit_in_shared_memory_stop_the_run(
     train_data, tmp_path, monkeypatch
 ):
     free = 3 * 10**4  # bytes; less than three batches of 4 images of 32 x 32 pixels
-    monkeypatch.setattr(train, "free_shared_memory", lambda: free)
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: free)
     message = "/dev/shm has 0 MB free, .*--ipc=host .*--shm-size .*--workers 0"
     with pytest.raises(MachineError, match=message) as error:
         run(train_data, tmp_path, options=("--workers", "2"))
@@ -461,24 +461,24 @@ def test_images_that_do_not_fit_in_shared_memory_stop_the_run(
 )
 def test_the_need_of_shared_memory_by_hand(monkeypatch, workers, batches, processes):
     """Each loader process prefetches two batches, but a loader of 10 has only five."""
-    loader = train.make_loader(Blank(), workers, 2)
+    loader = loaders.make_loader(Blank(), workers, 2)
     needed = processes * batches * 2 * 32 * 32 * 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    monkeypatch.setattr(train, "free_shared_memory", lambda: 2 * needed)
-    train.check_shared_memory([loader, loader], InputSettings(size=32))
-    monkeypatch.setattr(train, "free_shared_memory", lambda: 2 * needed - 1)
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: 2 * needed)
+    loaders.check_shared_memory([loader, loader], InputSettings(size=32))
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: 2 * needed - 1)
     if workers:
         with pytest.raises(MachineError, match=f"or fewer than {workers}$"):
-            train.check_shared_memory([loader, loader], InputSettings(size=32))
-    monkeypatch.setattr(train, "free_shared_memory", lambda: None)
-    train.check_shared_memory([loader, loader], InputSettings(size=32))
+            loaders.check_shared_memory([loader, loader], InputSettings(size=32))
+    monkeypatch.setattr(loaders, "free_shared_memory", lambda: None)
+    loaders.check_shared_memory([loader, loader], InputSettings(size=32))
 
 
 def test_the_free_shared_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "SHARED_MEMORY", tmp_path)
-    assert train.free_shared_memory() > 0
-    monkeypatch.setattr(train, "SHARED_MEMORY", tmp_path / "none")
-    assert train.free_shared_memory() is None
+    monkeypatch.setattr(loaders, "SHARED_MEMORY", tmp_path)
+    assert loaders.free_shared_memory() > 0
+    monkeypatch.setattr(loaders, "SHARED_MEMORY", tmp_path / "none")
+    assert loaders.free_shared_memory() is None
 
 
 # As PyTorch 2.14 words them; the second was recorded with a /dev/shm of 1 MB.
@@ -518,7 +518,7 @@ def test_what_ends_the_loader_processes_is_one_line(
     def fail(*_):
         raise RuntimeError(text)
 
-    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(loop, "train", fail)
     with pytest.raises(MachineError, match=f"{message}.*resumes") as error:
         run(train_data, tmp_path)
     assert "\n" not in str(error.value)
@@ -533,7 +533,7 @@ def test_a_defect_in_a_loader_process_keeps_its_traceback(
     def fail(*_):
         raise RuntimeError(text)
 
-    monkeypatch.setattr(train, "train", fail)
+    monkeypatch.setattr(loop, "train", fail)
     with pytest.raises(RuntimeError, match=text.partition(".")[0]):
         run(train_data, tmp_path)
 
@@ -544,17 +544,17 @@ class Slow(Blank):
 
 
 def test_the_wait_for_a_batch_ends(monkeypatch):
-    assert train.make_loader(Blank(), 0, 2).timeout == 0
-    monkeypatch.setattr(train, "LOADER_TIMEOUT", 1)
-    loader = train.make_loader(Slow(), 1, 2)
+    assert loaders.make_loader(Blank(), 0, 2).timeout == 0
+    monkeypatch.setattr(loaders, "LOADER_TIMEOUT", 1)
+    loader = loaders.make_loader(Slow(), 1, 2)
     with pytest.raises(RuntimeError) as error:
-        next(train.iterate_batches(loader))
-    assert "no batch came" in train._describe_loader_error(error.value)
+        next(loaders.iterate_batches(loader))
+    assert "no batch came" in loaders.describe_loader_error(error.value)
 
 
 @pytest.mark.slow
 def test_images_of_a_loader_process_are_in_shared_memory():
-    (batch, *_) = train.iterate_batches(train.make_loader(Blank(), 1, 2))
+    (batch, *_) = loaders.iterate_batches(loaders.make_loader(Blank(), 1, 2))
     assert batch["image"].shape == (2, 32, 32, 3) and batch["image"].is_shared()
 
 

@@ -1,7 +1,4 @@
-"""Distributed training: one process per GPU (or CPU) under torchrun, or a single one.
-
-Only `training.train` and `training.trainer` use this module.
-"""
+"""Distributed training: one process per GPU (or CPU) under torchrun, or a single one."""
 
 import os
 import warnings
@@ -12,14 +9,12 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.cli import MachineError, UserError
 from runtime.device import count_gpus, pick_device
 from runtime.process import die_with_parent
-from training.model import to_channels_last
 
 # For a process that does not answer although its connection is not broken.
 TIMEOUT = timedelta(minutes=10)
@@ -46,6 +41,11 @@ class World:
         The model is modified in place. Batch norm is synchronised on GPUs only:
         PyTorch's SyncBatchNorm has no CPU version.
         """
+        # not at the top: loader processes import this module and need no network
+        from timm.layers import convert_sync_batchnorm
+
+        from training.model import to_channels_last
+
         model = to_channels_last(model.to(self.device))
         if self.size == 1:
             return model
