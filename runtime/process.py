@@ -4,29 +4,52 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import Final
+
+from runtime.cli import MachineError, one_line
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
-
-# How processes are started: a server that has used no threads of PyTorch forks them. A
+# How worker processes are started: a server that has used no threads of PyTorch forks them. A
 # forked child of a process that has used some can deadlock.
 START_METHOD: Final = "forkserver"
 
 
 def share_imports(*modules: str) -> None:
-    """Begin to import modules for all processes that this one will start.
+    """Begin to import modules for the worker processes that this process will start.
 
     Returns at once: the server of `START_METHOD` imports them. It ends with the thread
     that calls this, which should be the main one. No effect where it runs already.
+
+    Raises:
+        MachineError: it cannot be started.
     """
     multiprocessing.set_forkserver_preload(["runtime.server", *modules])
-    with block_sigint():
-        forkserver.ensure_running()
+    # the server does not know where this process finds modules
+    paths = [str(Path(__file__).parent.parent)]
+    if before := os.environ.get("PYTHONPATH"):
+        paths.append(before)
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    try:
+        with block_sigint():
+            forkserver.ensure_running()
+    except OSError as error:
+        raise MachineError(
+            f"worker processes cannot be started ({one_line(error)}); their socket is in "
+            f"{tempfile.gettempdir()}: let TMPDIR name a folder with a short path that "
+            "can be written to, or give --workers 0"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Imported by the server that forks processes (`share_imports`): it ends with its parent.
+"""Imported by the server that forks worker processes: it ends with its parent.
 
 Its own sign of that, a pipe, stays open as long as a process that it forked lives.
 """

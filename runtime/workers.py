@@ -13,6 +13,7 @@ import multiprocessing.connection
 import multiprocessing.process
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
@@ -29,6 +30,9 @@ from runtime.cli import MachineError, UserError, cleanups
 from runtime.device import take_turns
 from runtime.process import START_METHOD, block_sigint, die_with_parent, tune_malloc
 
+# Starting a process also asks for the exit status of others. It can be read once, and
+# two threads that read at a time would lose it.
+_one_at_a_time = Lock()
 POLL_SECONDS = 0.5  # between two looks at a worker's clock and memory
 GIB = 2**30
 
@@ -190,13 +194,20 @@ class _WorkerSlot(Thread):
     def _start_worker(self) -> None:
         context = multiprocessing.get_context(START_METHOD)
         self._pipe, theirs = context.Pipe()
-        with self._lock, block_sigint():
+        with self._lock, _one_at_a_time, block_sigint():
             if self._ended:
                 raise MachineError("the worker processes were ended")
-            self._process = context.Process(
+            process = context.Process(
                 target=_worker_main, args=(theirs, self._number), daemon=True
             )
-            self._process.start()
+            try:
+                process.start()
+            except (OSError, EOFError) as error:
+                raise MachineError(
+                    "the server of the worker processes ended; what it printed above "
+                    "says why"
+                ) from error
+            self._process = process
         theirs.close()
         try:
             self._pipe.recv()
@@ -210,7 +221,8 @@ class _WorkerSlot(Thread):
         process = self._process
         if process is None:  # `end` has killed it
             return WorkerLost("its worker process was ended")
-        process.join()
+        with _one_at_a_time:
+            process.join()
         code = process.exitcode or 0
         how = signal.Signals(-code).name if code < 0 else f"status {code}"
         hint = "; out of memory?" if code == -signal.SIGKILL else ""
@@ -219,7 +231,8 @@ class _WorkerSlot(Thread):
     def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.join()
+            with _one_at_a_time:
+                self._process.join()
             self._process = None
 
 
@@ -233,6 +246,8 @@ def _worker_main(pipe: multiprocessing.connection.Connection, number: int) -> No
     cv2.setNumThreads(1)
     threadpool_limits(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:  # imported by the server
+        sys.modules["torch"].set_num_threads(1)
     # The process that holds the networks comes first: its threads wait for each other.
     os.nice(10)
     tune_malloc()

@@ -39,14 +39,28 @@ def long_run(request) -> bool:
     return request.config.getoption("--long")
 
 
+# One to three minutes each.
+LONGEST = (
+    "interruptions",
+    "faults",
+    "golden",
+    "demo",
+    "nodes",
+    "augment",
+    "ray_cluster",
+)
+
+
 def pytest_collection_modifyitems(config, items):
-    """In one process fast tests first; in several the files with most slow tests first,
-    so that all processes are busy to the end."""
+    """In one process fast tests first; in several the longest files first, then those
+    with most slow tests, so that all processes are busy to the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     if config.getoption("dist", "no") == "no":
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-    else:
-        items.sort(key=lambda item: -slow[item.path])
+        return
+    first = [f"test_{name}.py" for name in LONGEST]
+    rank = {name: number for number, name in enumerate(first)}
+    items.sort(key=lambda item: (rank.get(item.path.name, 99), -slow[item.path]))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from preprocessing.dataset import Skipped, Video
+from preprocessing.faces import DETECTOR_IMPORTS
 from preprocessing.step import run_step, step_parser
 from runtime.cli import MachineError, UserError
 from runtime.executor import ExecutorOptions, map_items, persistent_workers
@@ -115,6 +116,77 @@ def test_kept_workers_serve_again_and_forget_what_was_given_up(tmp_path):
         assert {result for _, result, _ in second} == {1, 4}
     # one item was done, at most two more were submitted
     assert len(list(tmp_path.iterdir())) <= 3
+
+
+# What a program of two workers prints of each item.
+PROGRAM = """
+import sys, threading
+from runtime.cli import run_main
+from runtime.executor import ExecutorOptions, map_items
+def threads(item):
+    import torch
+    counts = [torch.get_num_threads()]
+    other = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    return counts
+def main():
+    options = ExecutorOptions(2)
+    outcomes = map_items(threads, [1, 2, 3], options, "test", imports=sys.argv[1:])
+    print(*[f"{type(error).__name__} {error}" if error else result
+            for _, result, error in outcomes], sep="\\n")
+if __name__ == "__main__":
+    run_main(main)
+"""
+
+
+def run_program(folder: Path, module: str, **variables: str):
+    (folder / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"} | variables
+    environment.pop("OMP_NUM_THREADS", None)
+    return subprocess.run(
+        [sys.executable, folder / "program.py", module],
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.slow
+def test_a_worker_that_shares_an_import_has_one_thread(tmp_path):
+    assert run_program(tmp_path, "torch").stdout.splitlines() == ["[1, 1]"] * 3
+
+
+def test_a_shared_import_that_fails_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("raise RuntimeError('two versions')")
+    ended = run_program(tmp_path, "broken")
+    assert "RuntimeError: two versions" in ended.stderr
+    expected = "MachineError the server of the worker processes ended"
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 3 and all(line.startswith(expected) for line in lines)
+
+
+def test_a_temporary_folder_with_a_long_name_is_named(tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    ended = run_program(tmp_path, "json", TMPDIR=str(folder))
+    (line,) = [line for line in ended.stderr.splitlines() if "TMPDIR" in line]
+    assert str(folder) in line and ended.returncode == 2
+
+
+@pytest.mark.slow
+def test_what_workers_share_does_not_ask_for_gpus(tmp_path):
+    """CUDA cannot be used in a forked process of one that has begun to use it."""
+    code = (
+        "import torch\n"
+        "def fail(*_): raise SystemExit('CUDA was asked')\n"
+        "torch._C._cuda_init = torch._C._cuda_getDeviceCount = fail\n"
+        "torch.cuda.is_available = torch.cuda.device_count = fail\n"
+        f"import {', '.join(DETECTOR_IMPORTS)}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -550,6 +551,19 @@ def test_the_wait_for_a_batch_ends(monkeypatch):
     with pytest.raises(RuntimeError) as error:
         next(loaders.iterate_batches(loader))
     assert "no batch came" in loaders.describe_loader_error(error.value)
+
+
+class Killed(Blank):
+    def __getitem__(self, _):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_the_death_of_a_loader_process_does_not_wait_for_the_timeout():
+    with pytest.raises(RuntimeError) as error:
+        next(loaders.iterate_batches(loaders.make_loader(Killed(), 1, 2)))
+    message = loaders.describe_loader_error(error.value)
+    assert "A data loader process ended" in message
 
 
 @pytest.mark.slow

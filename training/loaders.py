@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from runtime.cli import MachineError, UserError, one_line
-from runtime.process import START_METHOD, block_sigint, die_with_parent, share_imports
+from runtime.process import block_sigint, die_with_parent
 from training.config import InputSettings
 from training.dataset import collate
 from training.distributed import TIMEOUT, local_world_size
@@ -42,8 +42,6 @@ def make_loader(
     dataset: Dataset, workers: int, batch_size: int, sampler: Sampler | None = None
 ) -> DataLoader:
     """A data loader with `workers` processes; with a sampler, for training."""
-    if workers:
-        share_imports("training.loaders")
     return DataLoader(
         dataset,
         batch_size,
@@ -54,7 +52,9 @@ def make_loader(
         drop_last=sampler is not None,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_init_loader_worker,
-        multiprocessing_context=START_METHOD if workers else None,
+        # not the forkserver of other workers: PyTorch learns of the death of its own
+        # children at once, of others after the whole timeout
+        multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
         # its own generator, so that the global one does not depend on `workers`
         generator=torch.Generator(),

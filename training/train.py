@@ -21,7 +21,6 @@ from pathlib import Path
 from preprocessing.crop_table import FORMATS
 from runtime.cli import MachineError, make_parser, non_negative_int, run_main
 from runtime.device import add_device_option
-from runtime.process import share_imports
 from training.config import add_set_option, load_config
 
 
@@ -95,14 +94,12 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     config = load_config(options.config, options.set)
     # not at the top: each loader process imports this module
-    if options.workers != 0:
-        share_imports("training.loaders")
     from training.distributed import init_distributed, local_world_size
     from training.loaders import describe_loader_error
     from training.loop import train
 
+    share = (os.cpu_count() or 1) // local_world_size()
     if options.workers is None:
-        share = (os.cpu_count() or 1) // local_world_size()
         options.workers = min(6, max(1, share))
     try:
         with init_distributed(options.device) as world:
