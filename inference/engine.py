@@ -14,12 +14,15 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -34,7 +37,8 @@ from training.model import DeepFakeClassifier, Normalize, to_channels_last
 CACHE = ".openvino"
 FORM = 2  # of the converted networks; another one is converted anew
 ONNX = ".onnx"
-INPUT_KEY = "dfdc.input"  # an ONNX file's metadata: the input settings as JSON
+# An ONNX file's metadata: the input settings as JSON, the SHA-256 of the graph.
+INPUT_KEY, SUM_KEY = "dfdc.input", "dfdc.sha256"
 INSTALL_ONNX = "pip install -r requirements-onnx.txt -c constraints.txt"
 INSTALL_OPENVINO = "pip install -r requirements-openvino.txt -c constraints.txt"
 Network = Callable[[Tensor], Tensor]
@@ -60,7 +64,10 @@ def resolve(engine: Engine, device: str) -> Engine:
     if precision == "auto":
         precision = "float16" if on_gpu else "float32"
     if precision == "float16" and not on_gpu:
-        raise MachineError("--precision float16 needs a GPU; give float32")
+        raise MachineError(
+            "--precision float16 needs a GPU; give float32, or bfloat16 where the "
+            "processor has it"
+        )
     if precision == "bfloat16" and not on_gpu and not _has_bfloat16():
         raise MachineError(
             "--precision bfloat16: this processor has neither AMX nor AVX512-BF16, or "
@@ -169,6 +176,8 @@ def openvino_network(path: Path, precision: str, threads: int) -> Network:
     """
     import openvino
 
+    # Its first use of NumPy by two threads at a time can wait for ever (2026.4.1).
+    openvino.Tensor(np.zeros(1, np.uint8))
     hints = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
@@ -223,7 +232,15 @@ def read_onnx(path: Path) -> InputSettings:
     expected = [(types.UINT8, input_shape(settings, -1)), (types.FLOAT, [-1])]
     if found != expected:
         raise UserError(f"{path}: has other inputs or outputs; {remedy}")
+    if graph_sum(model) != metadata.get(SUM_KEY):
+        raise UserError(f"{path}: is damaged; {remedy}")
     return settings
+
+
+def graph_sum(model: Any) -> str:
+    """The SHA-256 of an ONNX model's graph, its weights included."""
+    data = model.graph.SerializeToString(deterministic=True)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _describe(value: Any) -> tuple[int, list[int]]:
@@ -292,10 +309,11 @@ def onnx_network(path: Path, device: torch.device) -> Network:
 
 def _converted(checkpoint: Path) -> tuple[Path, InputSettings]:
     """The folder of the converted network, made if there is none or it is damaged, and
-    the input settings.
+    the input settings. Where it cannot be kept it is made for this process alone.
 
     Raises:
         UserError: as `load_classifier`.
+        MachineError: it cannot be written anywhere.
     """
     import openvino
 
@@ -307,7 +325,16 @@ def _converted(checkpoint: Path) -> tuple[Path, InputSettings]:
         if settings := _read_whole(folder):
             return folder, settings
     loaded = load_classifier(checkpoint)
-    for folder in places:
+    print(f"{checkpoint}: converting it for OpenVINO", file=sys.stderr)
+    _temporary.append(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+    last = Path(_temporary[-1].name, name)
+    for folder in (*places, last):
+        if folder == last:
+            print(
+                f"{places[0].parent}: cannot be written, nor {places[1].parent} (of "
+                "XDG_CACHE_HOME): each run will convert it",
+                file=sys.stderr,
+            )
         try:
             shutil.rmtree(folder, ignore_errors=True)
             with atomic_folder(folder) as temporary:
@@ -317,9 +344,12 @@ def _converted(checkpoint: Path) -> tuple[Path, InputSettings]:
         if settings := _read_whole(folder):  # perhaps by another process
             return folder, settings
     raise MachineError(
-        f"{checkpoint.parent / CACHE}: cannot be written, nor {_user_cache()}; free some "
-        "space, or give --engine torch"
+        f"{last.parent}: the converted network cannot be written there either; free "
+        "some space, or give --engine torch"
     )
+
+
+_temporary: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 
 
 def _convert(model: DeepFakeClassifier, settings: InputSettings, folder: Path) -> None:
@@ -331,7 +361,10 @@ def _convert(model: DeepFakeClassifier, settings: InputSettings, folder: Path) -
         warnings.simplefilter("ignore")  # tracing is deprecated, OpenVINO uses it
         network = openvino.convert_model(packed, example_input=example)
     network.reshape(input_shape(settings, -1))
-    openvino.save_model(network, folder / "network.xml", compress_to_fp16=False)
+    try:
+        openvino.save_model(network, folder / "network.xml", compress_to_fp16=False)
+    except RuntimeError as error:  # a full disk
+        raise OSError(one_line(error)) from error
     (folder / "settings.json").write_text(settings.model_dump_json())
     sums = {path.name: _hash(path) for path in folder.iterdir()}
     (folder / "sums.json").write_text(json.dumps(sums))

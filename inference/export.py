@@ -28,7 +28,9 @@ from inference.engine import (
     INPUT_KEY,
     INSTALL_ONNX,
     ONNX,
+    SUM_KEY,
     PackedNetwork,
+    graph_sum,
     input_shape,
     onnx_network,
 )
@@ -73,6 +75,7 @@ def export(
         answers = [packed(images)]
     exported = _to_onnx(packed, images[:2])
     exported.metadata_props.add(key=INPUT_KEY, value=settings.model_dump_json())
+    exported.metadata_props.add(key=SUM_KEY, value=graph_sum(exported))
     with atomic_file(path) as temporary:
         onnx.save(exported, temporary)
         network = onnx_network(temporary, torch.device("cpu"))
@@ -155,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.output.suffix != ONNX:
         raise UserError(f"--output {options.output}: must end in {ONNX}")
+    if options.model.suffix == ONNX:
+        raise UserError(f"--model {options.model}: is an ONNX file; give a checkpoint")
     loaded = load_classifier(options.model)
     difference = export(*loaded, options.output, options.precision)
     print(

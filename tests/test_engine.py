@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from training.config import Config
 from training.networks import make_classifier
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -163,8 +165,14 @@ def test_a_network_is_converted_once_and_again_where_the_copy_is_damaged(
     assert len(calls) == 2
 
 
-def test_weights_in_a_folder_that_cannot_be_written(weights, tmp_path, monkeypatch):
-    pytest.importorskip("openvino")
+def test_weights_in_a_folder_that_cannot_be_written(
+    weights, tmp_path, monkeypatch, capsys
+):
+    openvino = pytest.importorskip("openvino")
+
+    def fail(*_, **__):
+        raise RuntimeError("basic_ios::clear: iostream error")  # a full disk
+
     path = Path(shutil.copy(weights / "one", tmp_path))
     (tmp_path / engines.CACHE).write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -172,8 +180,36 @@ def test_weights_in_a_folder_that_cannot_be_written(weights, tmp_path, monkeypat
     assert [*(tmp_path / "cache/dfdc/openvino").iterdir()]
     (tmp_path / "cache2").write_text("no folder either")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache2"))
-    with pytest.raises(MachineError, match="cannot be written, nor .*--engine torch"):
+    openvino_network(path)
+    assert "cannot be written, nor" in capsys.readouterr().err
+    monkeypatch.setattr(openvino, "save_model", fail)
+    with pytest.raises(MachineError, match="cannot be written .*--engine torch"):
         openvino_network(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [1, 2])
+def test_the_first_faces_of_two_threads_do_not_wait_for_each_other(weights, run):
+    """OpenVINO's first use of NumPy by two threads hung in half of such runs."""
+    pytest.importorskip("openvino")
+    code = (
+        "import sys, threading, torch\n"
+        "from pathlib import Path\n"
+        "from inference.engine import Engine, load_network\n"
+        "path, engine = Path(sys.argv[1]), Engine('openvino', 'float32')\n"
+        "network, settings = load_network(path, torch.device('cpu'), engine, 2)\n"
+        "images = torch.zeros(1, settings.size, settings.size, 3, dtype=torch.uint8)\n"
+        "barrier = threading.Barrier(2)\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "def score():\n"
+        "    barrier.wait()\n"
+        "    network(images)\n"
+        "threads = [threading.Thread(target=score) for _ in range(2)]\n"
+        "[each.start() for each in threads]\n"
+        "[each.join() for each in threads]\n"
+    )
+    arguments = [sys.executable, "-c", code, weights / "one"]
+    subprocess.run(arguments, check=True, timeout=60, cwd=ROOT)
 
 
 def test_scores_do_not_depend_on_threads_and_are_those_of_pytorch(
@@ -309,8 +345,9 @@ def test_files_that_are_no_exported_networks(tmp_path, exported):
     with pytest.raises(UserError, match="model.onnx: is no ONNX file; export it"):
         load()
     for changed, message in (
-        (lambda model: model.metadata_props.pop(), "holds no input settings"),
+        (lambda model: model.metadata_props.pop(0), "holds no input settings"),
         (lambda model: model.graph.output.pop(), "has other inputs or outputs"),
+        (damage, "is damaged; export it"),
         (lambda model: set_outside(onnx, model), "data from other files, which is ref"),
     ):
         model = onnx.load(exported("one"))
@@ -321,6 +358,12 @@ def test_files_that_are_no_exported_networks(tmp_path, exported):
     path = exported("one")
     with pytest.raises(MachineError, match="the file's own precision"):
         load("bfloat16")
+
+
+def damage(model):
+    """Change one of the weights."""
+    weights = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+    weights.raw_data = weights.raw_data[:-4] + b"\x00\x00\x00\x40"
 
 
 def set_outside(onnx, model):
