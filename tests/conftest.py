@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
     """In one process fast tests first; in several the longest files first, then those
     with most slow tests, so that all processes are busy to the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    if config.getoption("dist", "no") == "no":
+    if not hasattr(config, "workerinput"):  # of pytest-xdist's processes
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
         return
     first = [f"test_{name}.py" for name in LONGEST]
