@@ -326,27 +326,39 @@ def _converted(checkpoint: Path) -> tuple[Path, InputSettings]:
             return folder, settings
     loaded = load_classifier(checkpoint)
     print(f"{checkpoint}: converting it for OpenVINO", file=sys.stderr)
-    _temporary.append(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-    last = Path(_temporary[-1].name, name)
-    for folder in (*places, last):
-        if folder == last:
-            print(
-                f"{places[0].parent}: cannot be written, nor {places[1].parent} (of "
-                "XDG_CACHE_HOME): each run will convert it",
-                file=sys.stderr,
-            )
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            with atomic_folder(folder) as temporary:
-                _convert(*loaded, temporary)
-        except (OSError, MachineError):  # a read-only or full disk: the next place
-            pass
-        if settings := _read_whole(folder):  # perhaps by another process
+    for folder in places:
+        if settings := _keep(*loaded, folder):
             return folder, settings
-    raise MachineError(
-        f"{last.parent}: the converted network cannot be written there either; free "
-        "some space, or give --engine torch"
+    print(
+        f"{places[0].parent}: cannot be written, nor {places[1].parent} (of "
+        "XDG_CACHE_HOME): each run will convert it",
+        file=sys.stderr,
     )
+    try:
+        _temporary.append(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+    except OSError:
+        reason = "no folder for temporary files can be written"
+    else:
+        folder = Path(_temporary[-1].name, name)
+        if settings := _keep(*loaded, folder):
+            return folder, settings
+        reason = (
+            f"{folder.parent}: the converted network cannot be written there either"
+        )
+    raise MachineError(f"{reason}; free some space, or give --engine torch")
+
+
+def _keep(
+    model: DeepFakeClassifier, settings: InputSettings, folder: Path
+) -> InputSettings | None:
+    """Convert into a folder, in place of what is there. Returns: as `_read_whole`."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            _convert(model, settings, temporary)
+    except (OSError, MachineError):  # a read-only or full disk
+        pass
+    return _read_whole(folder)  # perhaps by another process
 
 
 _temporary: list[tempfile.TemporaryDirectory] = []  # removed when the process ends

@@ -1,8 +1,8 @@
 """Worker processes for work that may hang, crash or eat the memory.
 
 `WorkerPool.map` runs a plain function on many items. Each worker is a process started
-by `START_METHOD`. A thread of this process sends it one item at a time over a pipe and watches it: a worker
-over the time or the memory limit is killed and replaced, and so is one that died. An
+by `START_METHOD`. A thread of this process sends it one item at a time over a pipe and
+watches it: a worker over the time or the memory limit is killed and replaced, and so is one that died. An
 item whose worker died, or ran out of memory, is retried once in a fresh worker, because
 another program or an earlier item may have been the cause. No worker outlives its
 parent: Linux kills the workers when it ends, however it ends.

@@ -177,7 +177,7 @@ def test_a_temporary_folder_with_a_long_name_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_workers_share_does_not_ask_for_gpus(tmp_path):
+def test_what_workers_share_does_not_ask_for_gpus():
     """CUDA cannot be used in a forked process of one that has begun to use it."""
     code = (
         "import torch\n"

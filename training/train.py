@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     from training.loaders import describe_loader_error
     from training.loop import train
 
+    # also without need, since it checks torchrun's variable before anything is loaded
     share = (os.cpu_count() or 1) // local_world_size()
     if options.workers is None:
         options.workers = min(6, max(1, share))
